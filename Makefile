@@ -1,0 +1,31 @@
+# Each target installs what it needs into .venv first; nothing but Python 3.11 or newer is asked for.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(STAMP)
+
+# torch is the tests' reference alone. Where no CPU build can be had, the parity tests are skipped.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[parity]' 2>/dev/null \
+	  || echo "No CPU build of torch found: tests against torch will be skipped (README, Tests)."
+	touch $(STAMP)
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf runs $(VENV)

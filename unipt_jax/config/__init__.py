@@ -1,0 +1,1 @@
+"""Configurations: the schema, the loader and the command line."""

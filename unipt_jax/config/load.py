@@ -1,0 +1,79 @@
+"""From `configs/pretrain.py:demo` and overrides to a checked configuration."""
+
+import ast
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unipt_jax.config import schema
+from unipt_jax.core.errors import ConfigError, nearest
+
+
+def load(spec: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Reads `FILE[:variant,...,key=value,...]`, applies `{"a.b": value}` overrides, and checks.
+
+    The file defines `get_config(variant) -> ConfigDict` and `VARIANTS`, the names it accepts.
+    Overrides given as strings are read as Python literals where the field is not a string.
+
+    Raises:
+        ConfigError: the file, a variant or a field is unknown, or a value does not fit the schema.
+    """
+    path, _, suffix = spec.partition(":")
+    words = [word for word in suffix.split(",") if word]
+    names = [word for word in words if "=" not in word]
+    pairs = dict(word.split("=", 1) for word in words if "=" in word)
+    values = read_file(path, names)
+    for key, value in {**pairs, **(overrides or {})}.items():
+        _assign(values, key, value)
+    return schema.build(values)
+
+
+def read_file(path: str, names: list[str]) -> dict[str, Any]:
+    """Runs a configuration file and returns the plain nested values of its variants `names`.
+
+    Raises:
+        ConfigError: no such file, no `get_config` in it, or an unknown variant.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"--config={path}: no such file")
+    found = importlib.util.spec_from_file_location(f"_unipt_config_{Path(path).stem}", path)
+    if found is None or found.loader is None:
+        raise ConfigError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"--config={path} cannot be run: {error!r}") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path} defines no get_config")
+    known = getattr(module, "VARIANTS", {})
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"{path} has no variant {unknown[0]!r}{nearest(unknown[0], known)}")
+    return module.get_config(",".join(names)).to_dict()
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets the nested `values["a"]["b"]` for the key `a.b`; the schema judges it afterwards."""
+    *parents, name = key.split(".")
+    kind = _field_kind(values.get("stage"), key)
+    if isinstance(value, str) and kind != "str":
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False}.get(value.lower(), value)
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key}: {parent!r} is a value, not a group of fields")
+    node[name] = value
+
+
+def _field_kind(stage: Any, key: str) -> str | None:
+    """Returns the type name of a field, or None where the schema does not know it."""
+    if stage not in schema.STAGES:
+        return None
+    kinds = {name: kind for name, kind, _, _ in schema.describe(schema.STAGES[stage])}
+    return kinds.get(key)

@@ -1,0 +1,37 @@
+"""The errors a user can mend; raised where the fact is known, caught once, by the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Base of every error whose message alone tells the user what to do (exit code 2)."""
+
+
+class ConfigError(UserError):
+    """A configuration field or a command-line flag is unknown, of a wrong type or out of range."""
+
+
+class DataError(UserError):
+    """An annotation, an image or a prepared data set is missing, damaged or inconsistent."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, incomplete or does not fit the configuration."""
+
+
+class ConversionError(UserError):
+    """Foreign weights or a tokenizer do not fit the model they are converted to."""
+
+
+class DivergenceError(Exception):
+    """A metric became NaN or infinite during training (exit code 1: no flag was wrong)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the known name closest to `name`, or the sorted choices."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,1 @@
+"""Encoders and heads, as Flax Linen modules with pure `apply`."""

@@ -1,0 +1,1 @@
+"""The train state, the objective, the step and the loop around it."""
