@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from etils import epath
 
 from unipt_jax.config import load, schema
-from unipt_jax.core.errors import DivergenceError, UserError
-from unipt_jax.core.files import CONFIG_FILE, claim_workdir, write_json
+from unipt_jax.core.errors import ConfigError, DivergenceError, UserError, nearest
+from unipt_jax.core.files import CONFIG_FILE, claim_workdir, read_json, write_json
 
 Run = Callable[[Any, epath.Path, bool], None]
 
@@ -28,7 +28,7 @@ def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
         workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)
-        if not flags.resume:
+        if not (flags.resume and (workdir / CONFIG_FILE).exists()):
             write_json(workdir / CONFIG_FILE, schema.to_dict(config))
         run(config, workdir, flags.resume)
     except UserError as error:
@@ -40,12 +40,22 @@ def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn
     sys.exit(0)
 
 
-def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as every other one is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str | bool]]:
     """Splits the arguments into flags and `--config.field=value` overrides.
 
     `--config.field` without a value means True. `--help` with `--config=FILE` lists its fields.
+
+    Raises:
+        ConfigError: an argument is unknown, or a flag or its value is missing.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=doc,
         allow_abbrev=False,
         add_help=False,
@@ -56,20 +66,28 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
     parser.add_argument("--resume", action="store_true", help="go on with the run in --workdir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --workdir")
     parser.add_argument("--help", "-h", action="store_true", help="show this, and the fields")
-    flags, rest = parser.parse_known_args(arguments)
+    plain: list[str] = []
+    overrides: dict[str, str | bool] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--config."):
+            plain.append(word)
+            continue
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if equals:
+            overrides[name] = value
+        else:
+            overrides[name] = rest.pop(0) if rest and not rest[0].startswith("--") else True
+    flags, unknown = parser.parse_known_args(plain)
     if flags.help:
         parser.print_help()
         _print_fields(flags.config)
         sys.exit(0)
-    overrides = {}
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--config."):
-            parser.error(f"unknown argument {flag}")
-        name, equals, value = flag.removeprefix("--config.").partition("=")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
-        overrides[name] = value
+    if unknown:
+        known = ("--config", "--workdir", "--resume", "--overwrite", "--help")
+        name = unknown[0].partition("=")[0]
+        parser.error(f"unknown argument {unknown[0]}{nearest(name, known)}")
     missing = [name for name in ("config", "workdir") if getattr(flags, name) is None]
     if missing:
         parser.error(f"--{missing[0]} is not set")
@@ -80,11 +98,27 @@ def _print_fields(spec: str | None) -> None:
     if spec is None:
         print("\nPass --config=FILE with --help to see the fields of its stage.")
         return
-    path, _, suffix = spec.partition(":")
-    values = load.read_file(path, [word for word in suffix.split(",") if word and "=" not in word])
+    path, names, _ = load.split_spec(spec)
+    stage = load.read_file(path, names).get("stage")
+    if stage not in schema.STAGES:
+        raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
     print(f"\nfields of {path} (--config.NAME=VALUE):")
-    for name, kind, default, doc in schema.describe(schema.STAGES[values["stage"]]):
+    for name, kind, default, doc in schema.describe(schema.STAGES[stage]):
         print(f"  {name} ({kind}, default {default}): {doc}")
+
+
+def _record_config(config: Any, workdir: epath.Path) -> None:
+    """Writes the configuration, or, where a resumed run has one, checks that both agree."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        write_json(path, schema.to_dict(config))
+        return
+    differences = schema.resume_differences(schema.build(read_json(path)), config)
+    if differences:
+        raise ConfigError(
+            f"--resume: {path} differs from this configuration in {'; '.join(differences)}; "
+            "resume with the same values, or start anew with --overwrite"
+        )
 
 
 def _fail(message: str, code: int) -> int:

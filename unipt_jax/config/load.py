@@ -1,7 +1,7 @@
 """From `configs/pretrain.py:demo` and overrides to a checked configuration."""
 
 import ast
-import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,39 +19,48 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ConfigError: the file, a variant or a field is unknown, or a value does not fit the schema.
     """
-    path, _, suffix = spec.partition(":")
-    words = [word for word in suffix.split(",") if word]
-    names = [word for word in words if "=" not in word]
-    pairs = dict(word.split("=", 1) for word in words if "=" in word)
+    path, names, pairs = split_spec(spec)
     values = read_file(path, names)
     for key, value in {**pairs, **(overrides or {})}.items():
         _assign(values, key, value)
     return schema.build(values)
 
 
+def split_spec(spec: str) -> tuple[str, list[str], dict[str, str]]:
+    """Splits `FILE[:variant,...,key=value,...]` into the file, the variants and the pairs.
+
+    Commas inside brackets belong to a value: `text.buckets=(32,64)`.
+    """
+    path, _, suffix = spec.partition(":")
+    words = [word for word in re.split(r",(?![^(\[]*[)\]])", suffix) if word]
+    names = [word for word in words if "=" not in word]
+    return path, names, dict(word.split("=", 1) for word in words if "=" in word)
+
+
 def read_file(path: str, names: list[str]) -> dict[str, Any]:
     """Runs a configuration file and returns the plain nested values of its variants `names`.
 
     Raises:
-        ConfigError: no such file, no `get_config` in it, or an unknown variant.
+        ConfigError: no such file, it fails, no `get_config` in it, or an unknown variant.
     """
     if not Path(path).is_file():
         raise ConfigError(f"--config={path}: no such file")
-    found = importlib.util.spec_from_file_location(f"_unipt_config_{Path(path).stem}", path)
-    if found is None or found.loader is None:
-        raise ConfigError(f"--config={path} is not a Python file")
-    module = importlib.util.module_from_spec(found)
+    # Not imported: Python's cache of modules takes a file changed within a second for the old one.
+    module: dict[str, Any] = {"__name__": f"_unipt_config_{Path(path).stem}", "__file__": path}
     try:
-        found.loader.exec_module(module)
+        exec(compile(Path(path).read_bytes(), path, "exec"), module)
     except Exception as error:
         raise ConfigError(f"--config={path} cannot be run: {error!r}") from error
-    if not hasattr(module, "get_config"):
+    if "get_config" not in module:
         raise ConfigError(f"--config={path} defines no get_config")
-    known = getattr(module, "VARIANTS", {})
+    known = module.get("VARIANTS", {})
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"{path} has no variant {unknown[0]!r}{nearest(unknown[0], known)}")
-    return module.get_config(",".join(names)).to_dict()
+    try:
+        return module["get_config"](",".join(names)).to_dict()
+    except Exception as error:
+        raise ConfigError(f"--config={path}: get_config failed: {error!r}") from error
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -2,8 +2,10 @@
 
 `configs/*.py` give values only; `build` checks them against these dataclasses and freezes them.
 """
+# ruff: noqa: RUF009 - `group` declares a field, as `dataclasses.field` does; it shares no value.
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,14 +15,18 @@ from unipt_jax.core.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 
+# JAX's keys hold 32 bits of a seed: 2**32 would silently be 0.
+MAX_SEED = 2**32 - 1
+
 
 def field(
     doc: str,
     *,
     default: Any = dataclasses.MISSING,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
+    at_least: int | float | None = None,
+    above: int | float | None = None,
+    at_most: int | float | None = None,
+    below: int | float | None = None,
     choices: Sequence[Any] = (),
     free_on_resume: bool = False,
 ) -> Any:
@@ -29,21 +35,22 @@ def field(
     Bounds hold for each element of a tuple. `free_on_resume` fields may differ between a run and
     its continuation, since no parameter depends on them.
     """
-    metadata = dict(
-        doc=doc,
-        at_least=at_least,
-        above=above,
-        at_most=at_most,
-        choices=tuple(choices),
-        free_on_resume=free_on_resume,
-    )
+    metadata = {
+        "doc": doc,
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "below": below,
+        "choices": tuple(choices),
+        "free_on_resume": free_on_resume,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def group(cls: type, *, free_on_resume: bool = False) -> Any:
     """Declares a nested group of fields."""
     return dataclasses.field(
-        default_factory=cls, metadata=dict(doc=cls.__doc__, free_on_resume=free_on_resume)
+        default_factory=cls, metadata={"doc": cls.__doc__, "free_on_resume": free_on_resume}
     )
 
 
@@ -115,7 +122,9 @@ class Contrastive:
         choices=("none", "fixed", "learned"),
     )
     logit_scale: float = field(
-        "inverse temperature for fixed and learned (CLIP: 1/0.07)", default=1 / 0.07, above=0,
+        "inverse temperature for fixed and learned (CLIP: 1/0.07)",
+        default=1 / 0.07,
+        above=0,
         at_most=100,
     )
     negatives: int = field(
@@ -142,8 +151,8 @@ class Optimizer:
         default="none",
         choices=("none", "linear", "cosine"),
     )
-    beta1: float = field("AdamW", default=0.9, at_least=0, at_most=1)
-    beta2: float = field("AdamW (released code: 0.98)", default=0.999, at_least=0, at_most=1)
+    beta1: float = field("AdamW", default=0.9, at_least=0, below=1)
+    beta2: float = field("AdamW (released code: 0.98)", default=0.999, at_least=0, below=1)
     epsilon: float = field("AdamW", default=1e-8, above=0)
     weight_decay: float = field(
         "decoupled; none on biases, LayerNorms and logit_scale", default=0.01, at_least=0
@@ -171,13 +180,16 @@ class Pretrain:
 
     stage: str = field("which schema this is", choices=("pretrain",))
     data: str = field("directory that launch/prepare.py wrote", free_on_resume=True)
-    seed: int = field("of parameters, data order, augmentation, masking", default=0, at_least=0)
+    seed: int = field(
+        "of parameters, data order, augmentation, masking", default=0, at_least=0, at_most=MAX_SEED
+    )
     steps: int = field("optimizer steps; 0: follow `epochs`", default=0, at_least=0)
     epochs: float = field(
         "passes over the captions, when steps is 0 (paper: 15)", default=15.0, at_least=0
     )
-    batch_size: int = field("global, over all devices and processes (paper: 512)", default=512,
-                            at_least=1)
+    batch_size: int = field(
+        "global, over all devices and processes (paper: 512)", default=512, at_least=1
+    )
     accumulate: int = field(
         "micro-batches a step; the loss still sees all the batch's negatives", default=1, at_least=1
     )
@@ -211,7 +223,9 @@ class Pretrain:
         if not self.steps and not self.epochs:
             faults.append("steps and epochs are both 0; set one of them")
         if self.batch_size % self.accumulate:
-            faults.append(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+            faults.append(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
+            )
         negatives = self.contrastive.negatives
         if negatives and self.batch_size % negatives:
             faults.append(
@@ -219,7 +233,8 @@ class Pretrain:
             )
         if any(bucket >= self.text.length for bucket in self.text.buckets):
             faults.append(
-                f"text.buckets={self.text.buckets} must be shorter than text.length={self.text.length}"
+                f"text.buckets={self.text.buckets} must be shorter than "
+                f"text.length={self.text.length}"
             )
         if faults:
             raise ConfigError("; ".join(faults))
@@ -248,7 +263,7 @@ class Prepare:
         at_least=0,
         at_most=1,
     )
-    seed: int = field("of the drawn validation records", default=0, at_least=0)
+    seed: int = field("of the drawn validation records", default=0, at_least=0, at_most=MAX_SEED)
     on_bad_record: str = field(
         "stop at bad records (all are reported), or leave them out and count them",
         default="stop",
@@ -308,6 +323,8 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
 
 def resume_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Lists the fields by which a continuation would compute something else than its first part."""
+    if type(old) is not type(new):
+        return [f"stage: {old.stage!r} before, {new.stage!r} now"]
     lines = []
     for item in dataclasses.fields(new):
         before, after = getattr(old, item.name), getattr(new, item.name)
@@ -381,6 +398,10 @@ def _range_faults(where: str, value: Any, limits: Mapping[str, Any]) -> list[str
             faults.append(f"{where}={entry!r} must be above {limits['above']}")
         if limits["at_most"] is not None and not entry <= limits["at_most"]:
             faults.append(f"{where}={entry!r} must be at most {limits['at_most']}")
+        if limits["below"] is not None and not entry < limits["below"]:
+            faults.append(f"{where}={entry!r} must be below {limits['below']}")
+        if isinstance(entry, float) and not math.isfinite(entry):
+            faults.append(f"{where}={entry!r} must be finite")
     return faults
 
 

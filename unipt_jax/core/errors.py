@@ -29,7 +29,7 @@ class DivergenceError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns `"; did you mean 'x'?"` for the known name closest to `name`, or the sorted choices."""
+    """Returns `"; did you mean 'x'?"` for the known name nearest to `name`, else all choices."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and working directories that are never shared by accident."""
+"""Files that are whole or absent, and working directories that are never shared by accident."""
 
 import json
 import os
@@ -28,28 +28,29 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes strict JSON (NaN and infinity raise `ValueError`), whole or not at all."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, _encode(value, indent=1))
 
 
 def write_json_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
     """Writes one strict JSON value a line, whole or not at all."""
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_bytes(path, "".join(lines).encode())
+    write_bytes(path, b"".join(_encode(row) for row in rows))
 
 
 def read_json(path: epath.PathLike) -> Any:
     """Reads UTF-8 JSON, with or without a byte-order mark.
 
     Raises:
-        DataError: the file is missing, is not UTF-8 (named with the byte offset) or is not JSON
-            (named with line and column).
+        DataError: the file cannot be read, is not UTF-8 (named with the byte offset) or is not
+            JSON (named with line and column).
     """
     path = epath.Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        # Not "utf-8-sig", whose errors count the bytes after the mark.
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
@@ -68,18 +69,19 @@ def claim_workdir(
     """Makes `workdir` ready for a run and returns it.
 
     An empty or missing directory is always taken. One in use is kept with `resume`, emptied with
-    `overwrite` (only if an earlier run wrote `config.json` there), and refused otherwise.
+    `overwrite` (both only if an earlier run wrote `config.json` there), and refused otherwise.
 
     Raises:
-        ConfigError: the directory is in use, or is not a run's own, or both flags were given.
+        ConfigError: the directory is in use, is not a run's own or cannot be made, or both flags
+            were given.
     """
     path = epath.Path(workdir)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; pass one of them")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--workdir={path} is a file; name a directory")
-    if path.exists() and any(path.iterdir()) and not resume:
-        if not overwrite:
+    if path.exists() and any(path.iterdir()):
+        if not (resume or overwrite):
             raise ConfigError(
                 f"--workdir={path} is not empty; pass --resume to go on with the run in it, "
                 "--overwrite to replace it, or name another directory"
@@ -89,6 +91,36 @@ def claim_workdir(
                 f"--workdir={path} holds no {CONFIG_FILE}, so it is not a run's directory; "
                 "it was left untouched: empty it yourself or name another"
             )
-        path.rmtree()
-    path.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            _empty(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={path} cannot be made: {error.strerror or error}") from None
     return path
+
+
+def _encode(value: Any, indent: int | None = None) -> bytes:
+    text = json.dumps(
+        value, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain_scalar
+    )
+    # UTF-8 cannot hold half a surrogate pair (a file name that is not UTF-8, a damaged caption);
+    # its backslash escape is JSON's own.
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def _plain_scalar(value: Any) -> Any:
+    """Returns the Python number in a NumPy or JAX scalar."""
+    if getattr(value, "shape", None) == ():
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _empty(path: epath.Path) -> None:
+    """Removes what is in a run's directory, which may itself be a link; links are not followed."""
+    # The file that marks the directory as a run's goes last: a killed removal can be repeated.
+    for child in sorted(path.iterdir(), key=lambda child: child.name == CONFIG_FILE):
+        if child.is_dir() and not os.path.islink(child):
+            child.rmtree()
+        else:
+            child.unlink()

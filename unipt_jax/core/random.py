@@ -1,4 +1,4 @@
-"""Named random streams: every random number derives from a seed, a name and a step, by folding alone."""
+"""Named random streams: every random number derives from a seed, a name and a step, by folding."""
 
 import zlib
 

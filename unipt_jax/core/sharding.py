@@ -1,4 +1,4 @@
-"""One program for any number of devices: the mesh, the one rule table, and the way arrays get onto it.
+"""One program for any number of devices: the mesh, the one rule table, and the way onto it.
 
 Parameters and activations name their dimensions by logical axes; `RULES` maps each to mesh axes.
 Batch sizes are global everywhere.
@@ -103,7 +103,7 @@ def constrain(array: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 
 
 def parameter_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Returns the sharding of each leaf of an abstract tree made under `nn.with_logical_partitioning`.
+    """Returns the sharding of each leaf of a tree made under `nn.with_logical_partitioning`.
 
     A dimension that its mesh axes do not divide stays whole on every device, as does every leaf
     without logical names (a step counter, a random key).
@@ -139,9 +139,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
             "make it a multiple of that"
         )
     return {
-        name: jax.make_array_from_process_local_data(
-            sharding, value, (rows, *value.shape[1:])
-        )
+        name: jax.make_array_from_process_local_data(sharding, value, (rows, *value.shape[1:]))
         for name, value in batch.items()
     }
 
@@ -154,5 +152,8 @@ def _fitting(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionS
         return math.prod(mesh.shape[name] for name in names)
 
     return PartitionSpec(
-        *(entry if size % ways(entry) == 0 else None for entry, size in zip(spec, shape, strict=True))
+        *(
+            entry if size % ways(entry) == 0 else None
+            for entry, size in zip(spec, shape, strict=True)
+        )
     )

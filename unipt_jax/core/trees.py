@@ -18,7 +18,9 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """Maps `function(path, leaf)` over the tree, with paths written as `a/b/c`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_string(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_string(path), leaf), tree
+    )
 
 
 def shape_differences(have: Any, want: Any) -> list[str]:

@@ -1,0 +1,261 @@
+"""Exit codes, one line for a mistake, and the configuration beside the results."""
+
+import json
+
+import pytest
+
+from unipt_jax.config import command_line, load, schema
+from unipt_jax.core.errors import ConfigError, DataError, DivergenceError
+
+DOC = """Does something.
+
+  python launch/it.py --config=FILE --workdir=DIR
+"""
+FILE = """
+from ml_collections import ConfigDict
+
+VARIANTS = {"demo": 5}
+
+
+def get_config(variant=""):
+    return ConfigDict({"stage": "pretrain", "data": "DIR", "steps": VARIANTS.get(variant, 1)})
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A small configuration file."""
+    path = tmp_path / "small.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+@pytest.fixture
+def call(capsys, file, tmp_path):
+    """Runs `main`; returns the exit code, stdout, the lines of stderr and what `run` was given."""
+
+    def call(*arguments, run=None, config=f"--config={file}", workdir=tmp_path / "run"):
+        given = []
+
+        def record(*seen):
+            given.append(seen)
+            if run is not None:
+                run()
+
+        flags = [flag for flag in (config, workdir and f"--workdir={workdir}") if flag]
+        with pytest.raises(SystemExit) as caught:
+            command_line.main(record, DOC, [*flags, *arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err.splitlines(), given
+
+    return call
+
+
+def test_success(call, tmp_path):
+    code, _, errors, [(config, workdir, resume)] = call("--config.seed=3")
+    assert (code, errors) == (0, [])
+    assert (config.seed, config.steps, resume) == (3, 1, False)
+    assert str(workdir) == str(tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert schema.build(written) == config
+    assert (written["seed"], written["mesh"]) == (3, {"data": -1, "fsdp": 1, "tensor": 1})
+
+
+def raising(error):
+    """A run that fails."""
+
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("a.json: record 3\n  has no id"), 2, "error: a.json: record 3 has no id"),
+        (ConfigError("x=1; y=2"), 2, "error: x=1; y=2"),
+        (DivergenceError("loss is nan at step 7"), 1, "error: loss is nan at step 7"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_failures_end_in_one_line(call, error, code, line):
+    found, _, errors, _ = call(run=raising(error))
+    assert (found, errors) == (code, [line])
+
+
+def test_a_programmers_mistake_keeps_its_traceback(file, tmp_path):
+    def run(config, workdir, resume):
+        raise ZeroDivisionError("a fault of ours")
+
+    with pytest.raises(ZeroDivisionError, match="a fault of ours"):
+        command_line.main(run, DOC, [f"--config={file}", f"--workdir={tmp_path / 'run'}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--config.sedd=1"], "sedd is unknown; did you mean 'seed'?"),
+        (["--config.seed=x"], "seed='x' is not of type int"),
+        (["--config.data"], "data=True is not of type str"),
+        (["--config.seed"], "seed=True is not of type int"),
+        (["--overwite"], "unknown argument --overwite; did you mean '--overwrite'?"),
+        (["--workdri=x"], "unknown argument --workdri=x; did you mean '--workdir'?"),
+        (["--conf.seed=1"], "unknown argument --conf.seed=1"),
+        (["stray"], "unknown argument stray"),
+        (["--config.mlm.whole_word", "--resume", "stray"], "unknown argument stray"),
+        (["--resume=1"], "--resume"),
+        (["--workdir"], "--workdir"),
+        (["--resume", "--overwrite"], "exclude each other"),
+    ],
+)
+def test_mistakes_on_the_command_line(call, tmp_path, arguments, part):
+    code, out, errors, given = call(*arguments)
+    assert (code, out, given) == (2, "", [])
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert part in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"config": None}, "error: --config is not set"),
+        ({"workdir": None}, "error: --workdir is not set"),
+        ({"config": "--config=none.py"}, "error: --config=none.py: no such file"),
+    ],
+)
+def test_flags_that_every_script_needs(call, flags, line):
+    code, _, errors, given = call(**flags)
+    assert (code, errors, given) == (2, [line], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.mlm.whole_word"], {"mlm.whole_word": True}),
+        (["--config.mlm.whole_word", "--resume"], {"mlm.whole_word": True}),
+        (["--config.seed", "3"], {"seed": "3"}),
+        (["--config.mesh.data", "-1"], {"mesh.data": "-1"}),
+        (["--config.data=a=b c"], {"data": "a=b c"}),
+        (["--config.data", "a b"], {"data": "a b"}),
+        (["--config.data="], {"data": ""}),
+        (["--config.data=--x"], {"data": "--x"}),
+        (["--config.seed=1", "--config.seed=2"], {"seed": "2"}),
+        (["--config.text.buckets=(16, 32)"], {"text.buckets": "(16, 32)"}),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_overrides_are_found_anywhere(arguments, expected, last):
+    common = ["--config", "f.py", "--workdir", "dir"]
+    order = common + arguments if last else arguments + common
+    flags, overrides = command_line.parse(DOC, order)
+    assert overrides == expected
+    assert (flags.config, flags.workdir, flags.overwrite) == ("f.py", "dir", False)
+    assert flags.resume == ("--resume" in arguments)
+
+
+def test_a_flag_without_value_turns_a_field_on(call):
+    code, _, _, [(config, _, _)] = call("--config.mlm.whole_word")
+    assert (code, config.mlm.whole_word) == (0, True)
+
+
+def test_arguments_come_from_the_process_by_default(file, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["it.py", f"--config={file}", f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(lambda *given: None, DOC)
+    assert caught.value.code == 0
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+# ---------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_alone(call, flag):
+    code, out, errors, given = call(flag, config=None, workdir=None)
+    assert (code, errors, given) == (0, [], [])
+    assert "  python launch/it.py --config=FILE --workdir=DIR\n" in out
+    for part in ("--workdir", "--resume", "--overwrite", "Pass --config=FILE with --help"):
+        assert part in out
+
+
+def test_help_with_a_configuration_lists_its_fields(call, file, tmp_path):
+    code, out, errors, given = call("--help", config=f"--config={file}:demo,text.buckets=(3,4)")
+    assert (code, errors, given) == (0, [], [])
+    assert "  data (str, required" not in out
+    assert "  data (str, default required): directory that launch/prepare.py wrote\n" in out
+    assert "  optimizer.warmup (float, default 0.1): share of the steps" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ('"pretrain"', '"pretran"', "stage='pretran'; did you mean 'pretrain'?"),
+        ('"stage": "pretrain", ', "", "stage=None; known: "),
+        ("def get_config", "def configure", "defines no get_config"),
+    ],
+)
+def test_help_with_a_faulty_configuration(call, file, old, new, part):
+    with open(file, "w") as stream:
+        stream.write(FILE.replace(old, new))
+    code, _, errors, _ = call("--help")
+    assert (code, len(errors)) == (2, 1)
+    assert part in errors[0]
+
+
+# ---------------------------------------------------------------------------- work directories
+
+
+def test_a_directory_in_use_is_refused(call, tmp_path):
+    """P41: a second run in the same directory says so."""
+    call("--config.seed=1")
+    code, _, errors, given = call("--config.seed=2")
+    assert (code, len(errors), given) == (2, 1, [])
+    assert "pass --resume" in errors[0]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
+
+
+def test_overwrite_writes_the_new_configuration(call, tmp_path):
+    call("--config.seed=1")
+    (tmp_path / "run" / "old").touch()
+    code, _, _, [(config, _, resume)] = call("--config.seed=2", "--overwrite")
+    assert (code, config.seed, resume) == (0, 2, False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+
+
+def test_overwrite_removes_nothing_when_the_configuration_is_wrong(call, tmp_path):
+    call()
+    (tmp_path / "run" / "old").touch()
+    code, _, _, _ = call("--config.sedd=2", "--overwrite")
+    assert code == 2
+    assert (tmp_path / "run" / "old").exists()
+
+
+def test_resume_keeps_the_configuration_on_disk(call, tmp_path):
+    call("--config.seed=1")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    code, _, _, [(config, _, resume)] = call("--config.log_every=9", "--resume")
+    assert (code, config.log_every, resume) == (0, 9, True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):
+    """A cluster passes --resume always, the first time too."""
+    code, _, _, _ = call("--config.seed=5", "--resume")
+    assert code == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 5
+
+
+def test_what_is_written_can_be_read_back_as_overrides(call, file, tmp_path):
+    """Every scalar of config.json, passed as text, gives the same configuration."""
+    call("--config.text.buckets=(16,)", "--config.optimizer.learning_rate=3e-05")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    overrides = {}
+    for name, value in written.items():
+        for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
+            overrides[f"{name}.{key}".rstrip(".")] = str(entry)
+    assert load.load(file, overrides) == schema.build(written)

@@ -1,0 +1,352 @@
+"""The schema refuses what does not fit, all at once, and loses nothing that does."""
+
+import dataclasses
+import json
+import math
+import typing
+
+import jax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unipt_jax.config import schema
+from unipt_jax.core.errors import ConfigError
+
+MINIMAL = {
+    "pretrain": {"stage": "pretrain", "data": "DIR"},
+    "prepare": {"stage": "prepare", "dataset": "pairs", "source": "DIR"},
+}
+
+
+def pretrain(**values):
+    """A valid configuration with some fields replaced."""
+    return schema.build(MINIMAL["pretrain"] | values)
+
+
+def faults(**values):
+    """The message about a configuration that does not fit."""
+    with pytest.raises(ConfigError) as caught:
+        pretrain(**values)
+    return str(caught.value)
+
+
+def leaves(cls, prefix=""):
+    """`(dotted name, dataclass field)` of every field, groups opened."""
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from leaves(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def nested(name, value):
+    """`{"a": {"b": value}}` for `a.b`."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+# ---------------------------------------------------------------------------- unknown and missing
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sedd": 1}, "sedd is unknown; did you mean 'seed'?"),
+        ({"log_evry": 1}, "log_evry is unknown; did you mean 'log_every'?"),
+        ({"optimizer": {"learning_rat": 1.0}}, "optimizer.learning_rat is unknown; did you mean"),
+        ({"mlm": {"whole_words": True}}, "mlm.whole_words is unknown; did you mean 'whole_word'?"),
+        ({"mesh": {"zzz": 1}}, "mesh.zzz is unknown; known: data, fsdp, tensor"),
+    ],
+)
+def test_unknown_fields_name_the_nearest(values, message):
+    assert message in faults(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stage": "pretrain"}, "data is not set; pass --config.data=..."),
+        ({"stage": "prepare"}, "dataset is not set; pass --config.dataset=..."),
+        ({"stage": "pretran"}, "stage='pretran'; did you mean 'pretrain'?"),
+        ({}, "stage=None; known: "),
+    ],
+)
+def test_missing_fields_are_named(values, message):
+    with pytest.raises(ConfigError) as caught:
+        schema.build(values)
+    assert message in str(caught.value)
+
+
+def test_all_faults_are_listed_at_once():
+    with pytest.raises(ConfigError) as caught:
+        schema.build({"stage": "pretrain", "x1": 1, "seed": "0", "image": {"flip": 2.0, "y1": 1}})
+    message = str(caught.value)
+    for part in ("x1 is unknown", "data is not set", "seed='0'", "image.flip=2.0", "image.y1"):
+        assert part in message
+
+
+# ---------------------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": True}, "seed=True is not of type int"),
+        ({"seed": 1.0}, "seed=1.0 is not of type int"),
+        ({"seed": "1"}, "seed='1' is not of type int"),
+        ({"seed": None}, "seed=None is not of type int"),
+        ({"epochs": "3"}, "epochs='3' is not of type float"),
+        ({"epochs": True}, "epochs=True is not of type float"),
+        ({"data": 7}, "data=7 is not of type str"),
+        ({"data": True}, "data=True is not of type str"),
+        ({"mlm": {"whole_word": 1}}, "mlm.whole_word=1 is not of type bool"),
+        ({"mlm": {"whole_word": "yes"}}, "mlm.whole_word='yes' is not of type bool"),
+        ({"text": {"buckets": 32}}, "text.buckets=32 is not of type tuple of int"),
+        ({"text": {"buckets": "32"}}, "text.buckets='32' is not of type tuple of int"),
+        ({"text": {"buckets": (32, 4.5)}}, "text.buckets=(32, 4.5) is not of type tuple of int"),
+        ({"text": {"buckets": [32, True]}}, "is not of type tuple of int"),
+        ({"mesh": 8}, "mesh is a group of fields, not 8"),
+        ({"mesh": None}, "mesh is a group of fields, not None"),
+    ],
+)
+def test_wrong_types_are_refused(values, message):
+    assert message in faults(**values)
+
+
+def test_values_take_exactly_the_declared_type():
+    config = pretrain(epochs=3, text={"buckets": [16, 32]}, optimizer={"weight_decay": 0})
+    assert type(config.epochs) is float
+    assert config.epochs == 3.0
+    assert config.text.buckets == (16, 32)
+    assert type(config.optimizer.weight_decay) is float
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pretrain().seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pretrain().image.height = 1
+
+
+# ---------------------------------------------------------------------------- ranges
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "message"),
+    [
+        ("image.height", 1, 0, "must be at least 1"),
+        ("image.flip", 0.0, -0.001, "must be at least 0"),
+        ("image.flip", 1.0, 1.001, "must be at most 1"),
+        ("text.length", 3, 2, "must be at least 3"),
+        ("text.buckets", (3,), (3, 2), "text.buckets=2 must be at least 3"),
+        ("optimizer.learning_rate", 1e-12, 0.0, "must be above 0"),
+        ("optimizer.beta1", 0.999, 1.0, "must be below 1"),
+        ("optimizer.beta2", 0, 1, "must be below 1"),
+        ("contrastive.logit_scale", 100.0, 100.5, "must be at most 100"),
+        ("mesh.data", -1, -2, "must be at least -1"),
+        ("model.dropout", 0.9, 0.95, "must be at most 0.9"),
+        ("seed", 4294967295, 4294967296, "must be at most 4294967295"),
+        ("seed", 0, -1, "must be at least 0"),
+    ],
+)
+def test_ranges_at_their_ends(name, good, bad, message):
+    pretrain(**nested(name, good))
+    found = faults(**nested(name, bad))
+    assert name in found
+    assert message in found
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name", [name for name, item in leaves(schema.Pretrain) if item.type is float]
+)
+def test_floats_are_finite(name, number):
+    """P93: an infinite field could not even be written to config.json."""
+    assert f"{name}={number!r}" in faults(**nested(name, number))
+
+
+def test_the_largest_seed_is_the_last_that_jax_tells_apart():
+    words = {
+        tuple(jax.random.key_data(jax.random.key(seed)).tolist())
+        for seed in (0, 1, 2**31, schema.MAX_SEED)
+    }
+    assert len(words) == 4
+    wrapped = jax.random.key_data(jax.random.key(schema.MAX_SEED + 1))
+    assert wrapped.tolist() == jax.random.key_data(jax.random.key(0)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optimizer.decay", "liner", "optimizer.decay='liner'; did you mean 'linear'?"),
+        ("contrastive.temperature", "zzz", "known: fixed, learned, none"),
+        ("dtype", "float16", "dtype='float16'; did you mean"),
+        ("on_bad_record", "skip", "known: quarantine, stop"),
+    ],
+)
+def test_choices(name, value, message):
+    assert message in faults(**nested(name, value))
+
+
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+def test_every_choice_is_taken(decay):
+    assert pretrain(optimizer={"decay": decay}).optimizer.decay == decay
+
+
+# ---------------------------------------------------------------------------- several fields
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0, "epochs": 0.0}, "steps and epochs are both 0"),
+        ({"batch_size": 64, "accumulate": 3}, "accumulate=3 does not divide batch_size=64"),
+        (
+            {"batch_size": 64, "contrastive": {"negatives": 48}},
+            "contrastive.negatives=48 does not divide batch_size=64",
+        ),
+        (
+            {"text": {"length": 32, "buckets": (16, 32)}},
+            "text.buckets=(16, 32) must be shorter than text.length=32",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other(values, message):
+    assert message in faults(**values)
+
+
+def test_contradictions_are_listed_at_once():
+    message = faults(batch_size=10, accumulate=3, contrastive={"negatives": 4}, epochs=0, zzz=1)
+    assert "zzz is unknown" in message
+    assert message.count("does not divide") == 2
+    assert "both 0" in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"steps": 5, "epochs": 0.0},
+        {"batch_size": 64, "accumulate": 64},
+        {"batch_size": 64, "contrastive": {"negatives": 0}},
+        {"batch_size": 64, "contrastive": {"negatives": 64}},
+        {"text": {"length": 32, "buckets": (16, 31)}},
+    ],
+)
+def test_fields_that_agree(values):
+    assert isinstance(pretrain(**values), schema.Pretrain)
+
+
+# ---------------------------------------------------------------------------- round trip
+
+
+@given(
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            "data": st.text(),
+            "seed": st.integers(0, 2**32 - 1),
+            "epochs": st.floats(0.5, 1e6) | st.integers(1, 1000),
+            "dtype": st.sampled_from(["float32", "bfloat16"]),
+            "image": st.fixed_dictionaries({}, optional={"flip": st.floats(0, 1)}),
+            "text": st.fixed_dictionaries({"buckets": st.lists(st.integers(3, 99), max_size=3)}),
+            "mlm": st.fixed_dictionaries({"whole_word": st.booleans()}),
+            "optimizer": st.fixed_dictionaries(
+                {}, optional={"learning_rate": st.floats(1e-9, 1), "clip_norm": st.floats(0, 10)}
+            ),
+        },
+    )
+)
+def test_round_trip_through_json(values):
+    config = pretrain(**values)
+    plain = json.loads(json.dumps(schema.to_dict(config), allow_nan=False))
+    assert schema.build(plain) == config
+    for name, value in values.items():
+        for key, entry in value.items() if isinstance(value, dict) else [(None, value)]:
+            assert (plain[name] if key is None else plain[name][key]) == entry
+
+
+@pytest.mark.parametrize("stage", sorted(schema.STAGES))
+def test_a_minimal_configuration_gets_every_default(stage):
+    config = schema.build(MINIMAL[stage])
+    assert type(config) is schema.STAGES[stage]
+    assert schema.build(schema.to_dict(config)) == config
+
+
+def test_to_dict_holds_plain_values():
+    plain = schema.to_dict(pretrain(text={"buckets": (8,), "length": 16}))
+    assert plain["text"] == {"tokenizer": "bert-base-uncased", "length": 16, "buckets": [8]}
+    assert type(plain["text"]["buckets"]) is list
+
+
+# ---------------------------------------------------------------------------- declarations
+
+
+STAGE_LEAVES = [
+    pytest.param(item, id=f"{stage}-{name}")
+    for stage, cls in schema.STAGES.items()
+    for name, item in leaves(cls)
+]
+
+
+@pytest.mark.parametrize("item", STAGE_LEAVES)
+def test_every_field_tells_what_it_means(item):
+    assert len(item.metadata["doc"].strip()) >= 5
+
+
+@pytest.mark.parametrize("item", STAGE_LEAVES)
+def test_every_default_is_of_its_type_and_in_its_range(item):
+    if item.default is dataclasses.MISSING:
+        return
+    limits, kind = item.metadata, typing.get_origin(item.type) or item.type
+    assert type(item.default) is kind
+    for entry in item.default if isinstance(item.default, tuple) else [item.default]:
+        assert not limits["choices"] or entry in limits["choices"]
+        assert limits["at_least"] is None or entry >= limits["at_least"]
+        assert limits["above"] is None or entry > limits["above"]
+        assert limits["at_most"] is None or entry <= limits["at_most"]
+        assert limits["below"] is None or entry < limits["below"]
+
+
+@pytest.mark.parametrize("stage", sorted(schema.STAGES))
+def test_the_first_field_of_a_stage_is_its_name(stage):
+    first = dataclasses.fields(schema.STAGES[stage])[0]
+    assert (first.name, first.metadata["choices"]) == ("stage", (stage,))
+
+
+def test_describe_opens_groups_in_order():
+    rows = schema.describe(schema.Pretrain)
+    assert [name for name, *_ in rows] == [name for name, _ in leaves(schema.Pretrain)]
+    assert rows[1] == ("data", "str", "required", "directory that launch/prepare.py wrote")
+    assert {name: (kind, default) for name, kind, default, _ in rows}["text.buckets"] == (
+        "tuple of int",
+        (),
+    )
+
+
+# ---------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"seed": 1}, ["seed: 0 before, 1 now"]),
+        ({"optimizer": {"beta2": 0.98}}, ["optimizer.beta2: 0.999 before, 0.98 now"]),
+        (
+            {"dtype": "bfloat16", "text": {"length": 64}},
+            ["dtype: 'float32' before, 'bfloat16' now", "text.length: 100 before, 64 now"],
+        ),
+        ({"log_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "workers": 2}, []),
+        ({"data": "elsewhere", "mesh": {"data": 2, "fsdp": 4}}, []),
+        ({}, []),
+    ],
+)
+def test_resume_differences(values, expected):
+    assert schema.resume_differences(pretrain(), pretrain(**values)) == expected
+
+
+def test_another_stage_cannot_be_resumed():
+    old, new = schema.build(MINIMAL["prepare"]), schema.build(MINIMAL["pretrain"])
+    assert schema.resume_differences(old, new) == ["stage: 'prepare' before, 'pretrain' now"]

@@ -1,0 +1,261 @@
+"""Files are whole or absent, and nobody's directory is lost."""
+
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unipt_jax.core import files
+from unipt_jax.core.errors import ConfigError, DataError
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(value=JSON_VALUES)
+def test_json_round_trip(value, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "round_trip.json"
+    files.write_json(path, value)
+    assert files.read_json(path) == value
+    assert json.loads(path.read_text("utf-8")) == value
+
+
+@given(rows=st.lists(JSON_VALUES, max_size=4))
+def test_json_lines_round_trip(rows, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
+    files.write_json_lines(path, rows)
+    lines = path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_writing_makes_parents_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "c.bin"
+    files.write_bytes(path, b"first and longer")
+    files.write_bytes(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert os.listdir(path.parent) == ["c.bin"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("method", ["write_bytes", "replace"])
+def test_a_crash_while_writing_leaves_the_old_content(tmp_path, monkeypatch, method, error):
+    """P94: nothing half-written counts."""
+    path = tmp_path / "metrics.json"
+    path.write_bytes(b"old")
+    kind = type(epath.Path(path))
+    genuine = kind.write_bytes
+
+    def fail(self, *arguments):
+        if method == "write_bytes":
+            genuine(self, b"ha")
+        raise error
+
+    monkeypatch.setattr(kind, method, fail)
+    with pytest.raises(type(error)):
+        files.write_bytes(path, b"half of the new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+@pytest.mark.parametrize("write", [files.write_json, files.write_json_lines])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, np.float32("nan")])
+def test_numbers_that_json_lacks_are_refused(tmp_path, write, number):
+    """P93: a bare NaN is not JSON."""
+    path = tmp_path / "metrics.json"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write(path, [{"loss": 1.0}, {"loss": number}])
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("scalar", "expected"),
+    [
+        (np.float32(0.5), b"0.5"),
+        (np.int64(7), b"7"),
+        (np.bool_(True), b"true"),
+        (np.array(3), b"3"),
+        (jnp.float32(0.25), b"0.25"),
+    ],
+)
+def test_array_scalars_are_written_as_numbers(tmp_path, scalar, expected):
+    """P93: a NumPy or JAX scalar must not crash the end of a long run."""
+    files.write_json_lines(tmp_path / "x.jsonl", [scalar])
+    assert (tmp_path / "x.jsonl").read_bytes() == expected + b"\n"
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), {1, 2}, b"bytes"])
+def test_what_json_has_no_form_for_is_refused(tmp_path, value):
+    with pytest.raises(TypeError, match=f"{type(value).__name__} has no JSON form"):
+        files.write_json(tmp_path / "x.json", value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_a_surrogate_pair_is_written_escaped(tmp_path):
+    """P08: captions and file names hold what UTF-8 cannot."""
+    path = tmp_path / "x.jsonl"
+    files.write_json_lines(path, ["人\ud83d", os.fsdecode(b"caf\xe9.jpg")])
+    assert path.read_bytes() == b'"\xe4\xba\xba\\ud83d"\n"caf\\udce9.jpg"\n'
+    assert json.loads(path.read_bytes().splitlines()[0]) == "人\ud83d"
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"a": "\xe4\xba\xba"}', b'\xef\xbb\xbf{"a": "\xe4\xba\xba"}']
+)
+def test_a_byte_order_mark_is_accepted(tmp_path, content):
+    """P58: Windows writes UTF-8 with a mark."""
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    assert files.read_json(path) == {"a": "人"}
+
+
+@pytest.mark.parametrize(
+    ("content", "offset"),
+    [
+        ("[1]".encode("utf-16"), 0),
+        (b'["it\x92s"]', 4),
+        (b'\xef\xbb\xbf["it\x92s"]', 7),
+        (b'["caf\xe9"]', 5),
+        (b'["\xe4\xba', 2),
+    ],
+    ids=["utf-16", "cp1252", "cp1252 after a mark", "latin-1", "cut off"],
+)
+def test_other_encodings_are_named_with_the_byte(tmp_path, content, offset):
+    """P58: never the locale's encoding; the message leads to the byte."""
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        files.read_json(path)
+    assert f"x.json: byte {offset} is not UTF-8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b"", "line 1, column 1"),
+        (b'{\n "a": 1,\n "b": }', "line 3, column 7"),
+        (b"[1] [2]", "line 1, column 5"),
+        (b"<html>", "line 1, column 1"),
+    ],
+)
+def test_what_is_not_json_is_named_with_line_and_column(tmp_path, content, where):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        files.read_json(path)
+    assert f"x.json: not JSON at {where}: " in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
+        files.read_json(tmp_path / "none.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(DataError, match=r"folder\.json: cannot be read: Is a directory"):
+        files.read_json(tmp_path / "folder.json")
+
+
+def make_workdir(path, state):
+    """Makes one of the states a directory can be in."""
+    if state != "missing":
+        path.mkdir()
+    if state in ("run", "foreign"):
+        (path / "precious.txt").write_text("kept")
+        (path / "sub").mkdir()
+        (path / "sub" / "file").write_text("kept")
+    if state == "run":
+        (path / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("state", ["missing", "empty"])
+def test_an_unused_directory_is_always_taken(tmp_path, state, flags):
+    path = tmp_path / "run"
+    make_workdir(path, state)
+    assert os.fspath(files.claim_workdir(path, **flags)) == str(path)
+    assert path.is_dir()
+    assert os.listdir(path) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "message"),
+    [
+        ("run", {}, "is not empty; pass --resume"),
+        ("foreign", {}, "is not empty; pass --resume"),
+        ("foreign", {"resume": True}, "not a run's directory"),
+        ("foreign", {"overwrite": True}, "not a run's directory"),
+        ("run", {"resume": True, "overwrite": True}, "exclude each other"),
+    ],
+)
+def test_a_directory_in_use_is_refused_untouched(tmp_path, state, flags, message):
+    """P41: no run starts over in another's directory; what no run wrote is never removed."""
+    path = tmp_path / "run"
+    make_workdir(path, state)
+    before = sorted(os.listdir(path))
+    with pytest.raises(ConfigError, match=message):
+        files.claim_workdir(path, **flags)
+    assert sorted(os.listdir(path)) == before
+    assert (path / "precious.txt").read_text() == "kept"
+    assert (path / "sub" / "file").read_text() == "kept"
+
+
+def test_a_run_is_resumed_with_all_its_files(tmp_path):
+    make_workdir(tmp_path / "run", "run")
+    files.claim_workdir(tmp_path / "run", resume=True)
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "precious.txt", "sub"]
+
+
+def test_a_run_is_overwritten_with_none_of_its_files(tmp_path):
+    make_workdir(tmp_path / "run", "run")
+    files.claim_workdir(tmp_path / "run", overwrite=True)
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_overwriting_follows_no_link(tmp_path):
+    """Runs are often linked to a larger disk, and data into runs."""
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    make_workdir(data, "foreign")
+    make_workdir(disk, "run")
+    (disk / "data").symlink_to(data)
+    (tmp_path / "link").symlink_to(disk)
+    files.claim_workdir(tmp_path / "link", overwrite=True)
+    assert os.listdir(disk) == []
+    assert sorted(os.listdir(data)) == ["precious.txt", "sub"]
+    assert (data / "sub" / "file").read_text() == "kept"
+
+
+def test_an_interrupted_overwrite_can_be_repeated(tmp_path, monkeypatch):
+    make_workdir(tmp_path / "run", "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def interrupt(self):
+            raise KeyboardInterrupt
+
+        patch.setattr(type(epath.Path(tmp_path)), "rmtree", interrupt)
+        files.claim_workdir(tmp_path / "run", overwrite=True)
+    files.claim_workdir(tmp_path / "run", overwrite=True)
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match="is a file"):
+        files.claim_workdir(tmp_path / "file", overwrite=True)
+    with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
+        files.claim_workdir(tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "kept"
