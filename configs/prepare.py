@@ -1,0 +1,23 @@
+"""Preparing a data set: annotations and images to what the other stages read."""
+
+from ml_collections import ConfigDict
+
+VARIANTS = {
+    "cuhk_pedes": {"dataset": "cuhk_pedes"},
+    "icfg_pedes": {"dataset": "icfg_pedes"},
+    "rstp_reid": {"dataset": "rstp_reid"},
+    "pairs": {"dataset": "pairs"},
+    "demo": {
+        "dataset": "cuhk_pedes",
+        "source": "examples/pedestrians",
+        "tokenizer": "examples/tokenizer",
+    },
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the values of the comma-separated variants, later ones winning."""
+    config = ConfigDict({"stage": "prepare"})
+    for name in filter(None, variant.split(",")):
+        config.update(VARIANTS[name])
+    return config

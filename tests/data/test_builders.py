@@ -1,0 +1,323 @@
+"""Prepared data sets: written whole, read at random, refused when damaged."""
+
+import io
+import json
+import pickle
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from unipt_jax.core.errors import DataError
+from unipt_jax.data import builders
+from unipt_jax.data.annotations import Problem, Record
+
+VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "a", "man", "in", "red", "caf\u00e9"]
+
+# Identities in no order; "2" sorts before "10".
+RECORDS = [
+    Record("x/0.jpg", ("a man", "a man in red"), "toy/10", "train", 0),
+    Record("x/1.png", ("red",), "toy/2", "train", 1),
+    Record("x/2.jpg", ("a caf\u00e9", "red", "in"), "toy/900000", "train", 3),
+    Record("x/3.jpg", ("man in red",), "toy/10", "train", 4),
+    Record("x/4.jpg", ("a",), "toy/7", "test", 5),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("source")
+    (root / "x").mkdir()
+    for number, record in enumerate(RECORDS):
+        Image.new("RGB", (4 + number, 6), (50 * number, 0, 0)).save(root / record.image)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    """A directory with a tokenizer of whole words between [CLS] and [SEP]."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    ids = {word: number for number, word in enumerate(VOCABULARY)}
+    specials = [("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
+    backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    backend.add_special_tokens(VOCABULARY[:5])
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=specials
+    )
+    backend.save(str(path / "tokenizer.json"))
+    return str(path)
+
+
+def write(
+    source: Path, workdir: Path, tokenizer: str = "", records: list[Record] = RECORDS
+) -> Path:
+    builders.write(
+        records,
+        source=source,
+        name="toy",
+        workdir=workdir,
+        tokenizer=tokenizer,
+        quarantined=2,
+        notices={"odd": 3},
+    )
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def prepared(source, tokenizer, tmp_path_factory) -> Path:
+    return write(source, tmp_path_factory.mktemp("prepared"), tokenizer)
+
+
+def test_manifest(prepared, tokenizer):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    fingerprint = manifest.pop("tokenizer_fingerprint")
+    assert (
+        fingerprint and fingerprint == builders.open_split(prepared, "train").tokenizer_fingerprint
+    )
+    assert manifest == {
+        "name": "toy",
+        "format": 1,
+        "splits": {
+            "train": {"images": 4, "captions": 7, "identities": 3},
+            "test": {"images": 1, "captions": 1, "identities": 1},
+        },
+        "tokenizer": tokenizer,
+        "quarantined": 2,
+        "notices": {"odd": 3},
+    }
+    assert "left out: 2" in builders.summary(builders.read_manifest(prepared))
+
+
+def test_index(prepared):
+    """P06, P100: labels are contiguous from 0, by the natural order of the names, and kept."""
+    train = builders.open_split(prepared, "train")
+    assert train.caption_counts.tolist() == [2, 1, 3, 1]
+    assert train.identities.tolist() == [1, 0, 2, 1]
+    assert train.text_lengths.tolist() == [4, 6, 3, 4, 3, 3, 5]
+    names = json.loads((prepared / "identities-train.json").read_text())
+    assert names == ["toy/2", "toy/10", "toy/900000"]
+    image, caption = train.pairs
+    assert image.tolist() == [0, 0, 1, 2, 2, 2, 3]
+    assert caption.tolist() == [0, 1, 0, 0, 1, 2, 0]
+    arrays = (train.caption_counts, train.identities, train.text_lengths, image, caption)
+    assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+    assert builders.open_split(prepared, "test").identities.tolist() == [0]
+
+
+def test_images_keep_their_bytes_and_order(prepared, source):
+    train = builders.open_split(prepared, "train")
+    assert len(train.images) == 4
+    for number, record in enumerate(RECORDS[:4]):
+        assert train.images[np.int32(number)] == {
+            "image": (source / record.image).read_bytes(),
+            "captions": list(record.captions),
+            "path": record.image,
+        }
+    for number in (-1, 4):
+        with pytest.raises(IndexError):
+            train.images[number]
+
+
+def test_split_travels_to_processes_and_threads(prepared):
+    train = pickle.loads(pickle.dumps(builders.open_split(prepared, "train")))
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda number: train.images[number % 4]["path"], range(400)))
+    assert paths == [RECORDS[number % 4].image for number in range(400)]
+    assert train.name == "train" and train.directory == str(prepared)
+
+
+def test_tfds_reads_it_without_tensorflow(prepared):
+    data = tfds.builder_from_directory(str(prepared)).as_data_source("test")
+    assert (data[0]["identity"], data[0]["record"]) == (b"toy/7", 5)
+    assert data[0]["image"].shape == (6, 8, 3)
+    assert "tensorflow" not in sys.modules
+
+
+def test_without_tokenizer(source, tmp_path):
+    train = builders.open_split(write(source, tmp_path), "train")
+    assert train.text_lengths.shape == (0,) and train.tokenizer_fingerprint == ""
+
+
+def test_many_shards_keep_the_order(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(builders, "_EXAMPLES_PER_SHARD", 3)
+    train = builders.open_split(write(source, tmp_path), "train")
+    assert [train.images[number]["path"] for number in range(4)] == [
+        record.image for record in RECORDS[:4]
+    ]
+    assert len(list(tmp_path.glob("toy-train.array_record-*"))) == 2
+
+
+def test_moved_and_rewritten(source, prepared, tmp_path):
+    """A data set may move; writing anew leaves nothing of the previous one."""
+    moved = tmp_path / "moved"
+    shutil.copytree(prepared, moved)
+    assert builders.open_split(moved, "train").images[1]["captions"] == ["red"]
+    write(source, moved, records=RECORDS[4:])
+    assert sorted(path.name for path in moved.iterdir()) == [
+        "dataset_info.json",
+        "features.json",
+        "identities-test.json",
+        "index-test.npz",
+        "manifest.json",
+        "toy-test.array_record-00000",
+    ]
+    with pytest.raises(DataError, match=r"no split 'train'.*test"):
+        builders.open_split(moved, "train")
+
+
+def test_interrupted_write_is_not_taken_for_complete(source, prepared, tmp_path):
+    """An image that vanishes meanwhile: the old manifest must not vouch for new files."""
+    directory = tmp_path / "set"
+    shutil.copytree(prepared, directory)
+    records = [*RECORDS, Record("x/gone.jpg", ("a",), "toy/8", "test", 9)]
+    with pytest.raises(DataError, match=r"record 9: .*gone\.jpg"):
+        write(source, directory, records=records)
+    with pytest.raises(DataError, match=r"launch/prepare\.py"):
+        builders.open_split(directory, "train")
+
+
+def test_no_record_left(source, tmp_path):
+    with pytest.raises(DataError, match="no record"):
+        write(source, tmp_path, records=[])
+
+
+@pytest.mark.parametrize("split", ["val", "tset", "Train", ""])
+def test_unknown_split_lists_those_there(prepared, split):
+    """P103: a data set without val says so."""
+    with pytest.raises(DataError, match=f"no split {split!r}.*(train|test)"):
+        builders.open_split(prepared, split)
+
+
+@pytest.mark.parametrize("directory", ["nowhere", "."])
+def test_other_directories_are_refused(tmp_path, directory):
+    with pytest.raises(DataError, match=r"run: python launch/prepare\.py --config="):
+        builders.open_split(tmp_path / directory, "train")
+
+
+@pytest.mark.parametrize("info", [{"fileFormat": "tfrecord"}, {}, {"fileFormat": "riegeli"}])
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_other_file_formats_are_refused(prepared, tmp_path, info, with_manifest):
+    if with_manifest:
+        shutil.copy(prepared / "manifest.json", tmp_path)
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(
+        DataError, match=f"{info.get('fileFormat', 'tfrecord')} files.*array_record"
+    ):
+        builders.open_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index-train.npz", None),
+        ("index-train.npz", b""),
+        ("index-train.npz", b"PK\3\4 no archive"),
+        ("toy-train.array_record-00000", None),
+        ("dataset_info.json", None),
+        ("features.json", None),
+    ],
+)
+def test_damaged_data_sets_are_named(prepared, tmp_path, name, content):
+    directory = tmp_path / "set"
+    shutil.copytree(prepared, directory)
+    (directory / name).unlink()
+    if content is not None:
+        (directory / name).write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        builders.open_split(directory, "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("caption_counts", [2, 1, 3]), ("caption_counts", [2, 1, 3, 2]),
+                       ("identities", [0]), ("text_lengths", [4, 6])],
+)  # fmt: skip
+def test_index_must_agree_with_the_manifest(prepared, tmp_path, key, value):
+    directory = tmp_path / "set"
+    shutil.copytree(prepared, directory)
+    with np.load(prepared / "index-train.npz") as arrays:
+        changed = {**arrays, key: np.asarray(value, np.int32)}
+    np.savez(directory / "index-train.npz", **changed)
+    with pytest.raises(DataError, match="damaged"):
+        builders.open_split(directory, "train")
+
+
+def test_another_format_version(prepared, tmp_path):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(DataError, match="format 99, this version reads 1"):
+        builders.open_split(tmp_path, "train")
+
+
+def jpeg(red: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (16, 32), (red, 0, 0)).save(content, "JPEG")
+    return content.getvalue()
+
+
+def test_every_undecodable_image_is_a_fault(tmp_path, monkeypatch):
+    """P52: all of them, with file and record, over several chunks."""
+    monkeypatch.setattr(builders, "_CHECKED_AT_ONCE", 2)
+    contents = [jpeg(10), jpeg(20)[:-100], b"", b"text", jpeg(30), None]
+    records = []
+    for number, content in enumerate(contents):
+        records.append(Record(f"{number}.jpg", ("a",), f"toy/{number}", "train", number + 10))
+        if content is not None:
+            (tmp_path / f"{number}.jpg").write_bytes(content)
+    problems = builders.check_images(records, tmp_path)
+    assert [(problem.record, problem.image, problem.kind) for problem in problems] == [
+        (number + 10, f"{number}.jpg", "fault") for number in (1, 2, 3, 5)
+    ]
+    assert all(str(tmp_path / problem.image) in problem.what for problem in problems)
+
+
+def test_identical_bytes_are_noticed(tmp_path):
+    """P87: the same picture in train and test, or as two persons."""
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(10))
+    records = [
+        Record("a.jpg", ("x",), "toy/1", "train", 0),
+        Record("b.jpg", ("x",), "toy/1", "train", 1),
+        Record("c.jpg", ("x",), "toy/2", "train", 2),
+        Record("d.jpg", ("x",), "toy/3", "test", 3),
+    ]
+    assert builders.check_images(records, tmp_path) == [
+        Problem(2, "c.jpg", builders.SAME_BYTES_IDENTITY, "notice"),
+        Problem(3, "d.jpg", builders.SAME_BYTES_SPLIT, "notice"),
+    ]
+
+
+def test_set_aside(tmp_path):
+    """Every problem is written down; faulty records stop, or are left out once each."""
+    problems = [
+        Problem(4, "imgs/Market/b.png", "image file is missing", "fault"),
+        Problem(4, "imgs/Market/b.png", "caption 0 is empty", "fault"),
+        Problem(5, "a.png", "odd", "notice"),
+        Problem(6, "", "is 3, not an object", "fault"),
+    ]
+    with pytest.raises(DataError) as caught:
+        builders.set_aside(problems, tmp_path, stop=True)
+    for part in ("3 fault(s) in 2 record(s)", "imgs/Market 1", "record 4 (imgs/Market/b.png)",
+                 "problems.jsonl", "--config.on_bad_record=quarantine"):  # fmt: skip
+        assert part in str(caught.value)
+    assert not (tmp_path / "quarantine.jsonl").exists()
+    assert builders.set_aside(problems, tmp_path, stop=False) == {4, 6}
+    lines = (tmp_path / "problems.jsonl").read_text().splitlines()
+    assert [json.loads(line)["record"] for line in lines] == [4, 4, 5, 6]
+    lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            "record": 4,
+            "image": "imgs/Market/b.png",
+            "faults": ["image file is missing", "caption 0 is empty"],
+        },
+        {"record": 6, "image": "", "faults": ["is 3, not an object"]},
+    ]
+    assert builders.set_aside(problems[2:3], tmp_path, stop=True) == set()
+    assert not (tmp_path / "quarantine.jsonl").exists()

@@ -1,0 +1,423 @@
+"""Prepared data sets: written once, read at random by every stage.
+
+A prepared directory is a TFDS data set in ArrayRecord (`tfds.builder_from_directory` reads it, and
+no TensorFlow is needed) with, beside it:
+
+    index-<split>.npz        caption_counts int32[N], captions of each image;
+                             identities int32[N], labels from 0 within the split;
+                             text_lengths int32[P], tokens of each caption, special ones included,
+                             in the order of the images (P = sum of the counts; empty: no tokenizer)
+    identities-<split>.json  the identities' names by label
+    manifest.json            counts and names; written last, so that it vouches for all the rest
+
+Images stay in the encoding in which they came.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import Int32
+
+from unipt_jax.core.errors import DataError, nearest
+from unipt_jax.core.files import read_json, write_bytes, write_json, write_json_lines
+from unipt_jax.data import images as images_lib
+from unipt_jax.data import tokenization
+from unipt_jax.data.annotations import SPLITS, Problem, Record, missing_by_folder, natural_order
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PROBLEMS = "problems.jsonl"
+QUARANTINE = "quarantine.jsonl"
+SAME_BYTES_SPLIT = "image is byte for byte one of another split"
+SAME_BYTES_IDENTITY = "image is byte for byte one of another identity"
+
+_EXAMPLES_PER_SHARD = 4096
+_CHECKED_AT_ONCE = 256
+_TFDS_INFO = "dataset_info.json"
+
+
+class Images:
+    """The images of a split by number, each with its captions; safe to share among threads.
+
+    `images[i]` is `{"image": encoded bytes, "captions": list[str], "path": str}`.
+    """
+
+    def __init__(self, source: Sequence[Mapping[str, Any]]) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: SupportsIndex) -> dict[str, Any]:
+        number = number.__index__()
+        if not 0 <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        example = self._source[number]
+        return {
+            "image": example["image"],
+            "captions": [caption.decode() for caption in example["captions"]],
+            "path": example["path"].decode(),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a prepared data set: N images, P pairs of an image and a caption.
+
+    The arrays are those of `index-<split>.npz`; `tokenizer_fingerprint` is of the tokenizer that
+    counted `text_lengths`, or empty.
+    """
+
+    images: Images
+    caption_counts: Int32[np.ndarray, "N"]
+    identities: Int32[np.ndarray, "N"]
+    text_lengths: Int32[np.ndarray, "P"]
+    tokenizer_fingerprint: str
+    name: str
+    directory: str
+
+    @functools.cached_property
+    def pairs(self) -> tuple[Int32[np.ndarray, "P"], Int32[np.ndarray, "P"]]:
+        """Returns each pair's image, and its caption's number within that image."""
+        image = np.repeat(np.arange(len(self.caption_counts)), self.caption_counts)
+        first = np.cumsum(self.caption_counts) - self.caption_counts
+        caption = np.arange(len(image)) - first[image]
+        return image.astype(np.int32), caption.astype(np.int32)
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def check_images(records: Sequence[Record], source: epath.PathLike) -> list[Problem]:
+    """Decodes every image once, a bounded number at a time.
+
+    Returns:
+        A fault for each image that cannot be decoded; a notice for each whose bytes are those of
+        an earlier record in another split or under another identity.
+    """
+    source = epath.Path(source)
+    problems: list[Problem] = []
+    first: dict[bytes, Record] = {}
+    workers = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(records), _CHECKED_AT_ONCE):
+            chunk = records[start : start + _CHECKED_AT_ONCE]
+            checked = pool.map(lambda record: _digest(source / record.image), chunk)
+            for record, (digest, fault) in zip(chunk, checked, strict=True):
+                if fault:
+                    problems.append(Problem(record.position, record.image, fault, "fault"))
+                    continue
+                twin = first.setdefault(digest, record)
+                if twin.split != record.split:
+                    what = SAME_BYTES_SPLIT
+                elif twin.identity != record.identity:
+                    what = SAME_BYTES_IDENTITY
+                else:
+                    continue
+                problems.append(Problem(record.position, record.image, what, "notice"))
+    return problems
+
+
+def set_aside(problems: Sequence[Problem], workdir: epath.PathLike, *, stop: bool) -> set[int]:
+    """Writes all problems to `problems.jsonl`, and decides about the faulty records.
+
+    Returns:
+        The positions of the records to leave out; `quarantine.jsonl` lists them.
+
+    Raises:
+        DataError: there is a fault and `stop` is set.
+    """
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in (PROBLEMS, QUARANTINE):
+        (workdir / name).unlink(missing_ok=True)
+    if problems:
+        write_json_lines(workdir / PROBLEMS, map(dataclasses.asdict, problems))
+    faults = [problem for problem in problems if problem.kind == "fault"]
+    if not faults:
+        return set()
+    found = _describe(faults, workdir / PROBLEMS)
+    if stop:
+        raise DataError(
+            f"{found}; mend them, or leave these records out with "
+            "--config.on_bad_record=quarantine --overwrite"
+        )
+    rows: dict[int, dict[str, Any]] = {}
+    for fault in faults:
+        row = {"record": fault.record, "image": fault.image, "faults": []}
+        rows.setdefault(fault.record, row)["faults"].append(fault.what)
+    write_json_lines(workdir / QUARANTINE, rows.values())
+    logging.getLogger(__name__).warning("left out: %s", found)
+    return set(rows)
+
+
+def write(
+    records: Sequence[Record],
+    *,
+    source: epath.PathLike,
+    name: str,
+    workdir: epath.PathLike,
+    tokenizer: str,
+    quarantined: int,
+    notices: Mapping[str, int],
+) -> None:
+    """Writes a prepared data set to `workdir`, replacing one that is there.
+
+    Args:
+        records: at least one; the order of each split's images is theirs.
+        source: directory that the records' images are relative to.
+        name: the data set's name, in snake case.
+        workdir: directory to write to; other files in it are left alone.
+        tokenizer: whose caption lengths are stored; empty: none are.
+        quarantined: number of records that were left out, for the manifest.
+        notices: number of notices of each kind, for the manifest.
+
+    Raises:
+        DataError: there is no record, the tokenizer cannot be loaded, or an image cannot be read.
+    """
+    if not records:
+        raise DataError(f"{source}: no record is left to write; mend the annotation file")
+    source, workdir = epath.Path(source), epath.Path(workdir)
+    counter = tokenization.load(tokenizer) if tokenizer else None
+    splits = {split: [record for record in records if record.split == split] for split in SPLITS}
+    splits = {split: members for split, members in splits.items() if members}
+    _remove_previous(workdir)
+    _write_examples(splits, source, name, workdir)
+    counts = {
+        split: _write_index(members, split, workdir, counter) for split, members in splits.items()
+    }
+    manifest = {
+        "name": name,
+        "format": FORMAT,
+        "splits": counts,
+        "tokenizer": tokenizer,
+        "tokenizer_fingerprint": counter.fingerprint if counter else "",
+        "quarantined": quarantined,
+        "notices": dict(notices),
+    }
+    write_json(workdir / MANIFEST, manifest)
+
+
+def _describe(faults: Sequence[Problem], listing: epath.Path) -> str:
+    first = faults[0]
+    missing = missing_by_folder(faults)
+    folders = ", ".join(f"{folder} {count}" for folder, count in missing.items())
+    return (
+        f"{len(faults)} fault(s) in {len({fault.record for fault in faults})} record(s)"
+        + (f" (missing images: {folders})" if missing else "")
+        + f"; first: record {first.record}{f' ({first.image})' if first.image else ''}: "
+        + f"{first.what}; all are listed in {listing}"
+    )
+
+
+def _digest(path: epath.Path) -> tuple[bytes, str]:
+    """Returns a digest of the file's bytes, and why it cannot be decoded or an empty string."""
+    try:
+        content = path.read_bytes()
+        images_lib.decode(content, str(path))
+    except OSError as error:
+        return b"", f"{path}: cannot be read ({error.strerror or error})"
+    except DataError as error:
+        return b"", str(error)
+    return hashlib.blake2b(content, digest_size=16).digest(), ""
+
+
+def _remove_previous(workdir: epath.Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    # The manifest goes first: a directory that loses files must not look complete meanwhile.
+    patterns = (MANIFEST, _TFDS_INFO, "features.json", "*.array_record-*")
+    patterns += ("index-*.npz", "identities-*.json")
+    for path in itertools.chain.from_iterable(map(workdir.glob, patterns)):
+        path.unlink()
+
+
+def _write_examples(
+    splits: Mapping[str, Sequence[Record]], source: epath.Path, name: str, workdir: epath.Path
+) -> None:
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "identity": tfds.features.Text(),
+            "record": np.int64,
+            "path": tfds.features.Text(),
+        }
+    )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name,
+        version=tfds.core.Version(f"{FORMAT}.0.0"),
+        data_dir=os.fspath(workdir),
+        module_name=__name__,
+    )
+    # A SequentialWriter, since a TFDS builder would shuffle the examples.
+    writer = tfds.core.SequentialWriter(
+        tfds.core.DatasetInfo(builder=identity, features=features),
+        max_examples_per_shard=_EXAMPLES_PER_SHARD,
+        file_format="array_record",
+    )
+    writer.initialize_splits(list(splits))
+    for split, records in splits.items():
+        writer.add_examples({split: _examples(records, source)})
+    writer.close_all()
+
+
+def _examples(records: Sequence[Record], source: epath.Path) -> Iterator[dict[str, Any]]:
+    for record in records:
+        try:
+            content = (source / record.image).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"record {record.position}: {source / record.image} cannot be read "
+                f"({error.strerror or error}); prepare again"
+            ) from None
+        yield {
+            "image": io.BytesIO(content),
+            "captions": list(record.captions),
+            "identity": record.identity,
+            "record": record.position,
+            "path": record.image,
+        }
+
+
+def _write_index(
+    records: Sequence[Record],
+    split: str,
+    workdir: epath.Path,
+    counter: tokenization.Tokenizer | None,
+) -> dict[str, int]:
+    """Writes a split's arrays and identity names; returns its counts for the manifest."""
+    names = sorted({record.identity for record in records}, key=natural_order)
+    labels = {name: label for label, name in enumerate(names)}
+    captions = [caption for record in records for caption in record.captions]
+    lengths = counter.lengths(captions) if counter else []
+    content = io.BytesIO()
+    np.savez(
+        content,
+        caption_counts=np.asarray([len(record.captions) for record in records], np.int32),
+        identities=np.asarray([labels[record.identity] for record in records], np.int32),
+        text_lengths=np.asarray(lengths, np.int32),
+    )
+    write_bytes(workdir / f"index-{split}.npz", content.getvalue())
+    write_json(workdir / f"identities-{split}.json", names)
+    return {"images": len(records), "captions": len(captions), "identities": len(names)}
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
+    """Returns the manifest of a prepared data set.
+
+    Raises:
+        DataError: the directory holds none, or one of another format.
+    """
+    directory = epath.Path(directory)
+    if not (directory / MANIFEST).is_file():
+        _refuse_tfrecord(directory)
+        raise DataError(
+            f"{directory} is no prepared data set, or a preparation that did not finish "
+            f"(no {MANIFEST}); run: python launch/prepare.py --config=configs/prepare.py:DATASET "
+            f"--config.source=DIR --workdir={directory}"
+        )
+    manifest = read_json(directory / MANIFEST)
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise DataError(
+            f"{directory / MANIFEST}: format {found!r}, this version reads {FORMAT}; prepare again"
+        )
+    return manifest
+
+
+def summary(manifest: Mapping[str, Any]) -> str:
+    """Returns the counts of a manifest as a small table."""
+    lines = [f"{manifest['name']:<12} {'images':>10} {'captions':>10} {'identities':>10}"]
+    lines += [
+        f"{split:<12} {counts['images']:>10} {counts['captions']:>10} {counts['identities']:>10}"
+        for split, counts in manifest["splits"].items()
+    ]
+    lines.append(f"records left out: {manifest['quarantined']}")
+    lines += [f"noticed {count} times: {what}" for what, count in manifest["notices"].items()]
+    return "\n".join(lines)
+
+
+def open_split(directory: epath.PathLike, split: str) -> Split:
+    """Opens a split of a prepared data set; images are read when asked for.
+
+    Raises:
+        DataError: the directory is no prepared data set, is damaged, holds TFRecord files, or has
+            no such split.
+    """
+    directory = epath.Path(directory)
+    manifest = read_manifest(directory)
+    _refuse_tfrecord(directory)
+    if split not in manifest["splits"]:
+        raise DataError(f"{directory} has no split {split!r}{nearest(split, manifest['splits'])}")
+    images = _open_images(directory, split)
+    arrays = _read_index(directory / f"index-{split}.npz")
+    counts = manifest["splits"][split]
+    pairs = int(arrays["caption_counts"].sum())
+    found = {
+        "images": {len(images), len(arrays["caption_counts"]), len(arrays["identities"])},
+        "captions": {pairs, len(arrays["text_lengths"]) or pairs},
+    }
+    for what, numbers in found.items():
+        if numbers != {counts[what]}:
+            raise _damaged(
+                directory, f"split {split!r} has {sorted(numbers)} {what}, {counts[what]}"
+            )
+    return Split(
+        images=images,
+        **arrays,
+        tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
+        name=split,
+        directory=os.fspath(directory),
+    )
+
+
+def _open_images(directory: epath.Path, split: str) -> Images:
+    try:
+        builder = tfds.builder_from_directory(os.fspath(directory))
+        missing = [path for path in builder.info.splits[split].filepaths if not path.is_file()]
+        if missing:
+            raise _damaged(directory, f"{missing[0].name} is missing")
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        return Images(builder.as_data_source(split, decoders=decoders))
+    except (OSError, KeyError, ValueError) as error:
+        raise _damaged(directory, str(error)) from error
+
+
+def _read_index(path: epath.Path) -> dict[str, np.ndarray]:
+    names = ("caption_counts", "identities", "text_lengths")
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            return {name: arrays[name] for name in names}
+    except Exception as error:  # numpy raises many kinds on damaged bytes.
+        raise _damaged(path.parent, f"{path.name}: {error}") from error
+
+
+def _damaged(directory: epath.Path, why: str) -> DataError:
+    return DataError(f"{directory} is damaged ({why}); prepare it again with --overwrite")
+
+
+def _refuse_tfrecord(directory: epath.Path) -> None:
+    if not (directory / _TFDS_INFO).is_file():
+        return
+    info = read_json(directory / _TFDS_INFO)
+    # TFDS leaves the field out for its own default.
+    found = info.get("fileFormat", "tfrecord") if isinstance(info, dict) else None
+    if found != "array_record":
+        raise DataError(
+            f"{directory} holds {found} files, which cannot be read at random; write it again as "
+            "array_record with launch/prepare.py"
+        )

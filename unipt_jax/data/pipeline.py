@@ -1,0 +1,218 @@
+"""From a prepared split to training batches, as a Grain data set.
+
+Batch `k` is a pure function of the data set, the seed and `k`: neither the number of processes nor
+that of workers nor an interruption changes which captions it holds, how their images are augmented
+or which tokens are masked. The whole state of the pipeline is therefore the next batch's number.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from unipt_jax.core.errors import DataError
+from unipt_jax.core.random import host_generator
+from unipt_jax.data import images, masking, transforms
+from unipt_jax.data.builders import Split
+from unipt_jax.data.tokenization import Tokenizer
+
+Example = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How one pair of an image and a caption becomes an example; sizes in pixels and tokens."""
+
+    height: int
+    width: int
+    flip: float
+    length: int
+    buckets: tuple[int, ...]
+    mlm_probability: float
+    whole_word: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadPair:
+    """Maps `(position, pair)` to an example; every random number follows from seed and position.
+
+    The example's arrays:
+        image: uint8[H, W, 3]
+        text, masked_text: int32[L], padded; text_mask: bool[L], True on tokens
+        mlm_positions, mlm_labels: int32[M], mlm_mask: bool[M], True on predictions
+        identity, record: int32[], the person's label in the split and the pair's number
+        valid: bool[], False where the record could not be read and `quarantine` is on
+    """
+
+    split: Split
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    seed: int
+    quarantine: bool
+
+    def __call__(self, element: tuple[int, int]) -> Example:
+        """Reads, decodes, resizes, augments, tokenises and masks one pair."""
+        position, pair = element
+        how = self.preprocess
+        number = int(self.split.pairs[0][pair])
+        rng = host_generator(self.seed, "example", position)
+        try:
+            entry = self.split.images[number]
+            decoded = images.decode(entry["image"], f"{self.split.name} {entry['path']}")
+            image = images.resize(decoded, how.height, how.width)
+            caption = entry["captions"][int(self.split.pairs[1][pair])]
+            valid = True
+        except DataError:
+            if not self.quarantine:
+                raise
+            image, caption, valid = np.zeros((how.height, how.width, 3), np.uint8), "", False
+        image = transforms.random_flip(image, how.flip, rng)
+        tokens = self.tokenizer.encode(caption, how.length)
+        masked, positions = masking.mask_tokens(
+            tokens,
+            is_special=self.tokenizer.is_special,
+            is_continuation=self.tokenizer.is_continuation,
+            mask=self.tokenizer.mask,
+            probability=how.mlm_probability,
+            whole_word=how.whole_word,
+            rng=rng,
+        )
+        predictions = masking.maximum_predictions(how.length, how.mlm_probability)
+        return {
+            "image": np.ascontiguousarray(image),
+            "text": _pad(tokens, how.length, self.tokenizer.pad),
+            "text_mask": _pad(np.ones(len(tokens), bool), how.length, False),
+            "masked_text": _pad(masked, how.length, self.tokenizer.pad),
+            "mlm_positions": _pad(positions, predictions, 0),
+            "mlm_labels": _pad(tokens[positions], predictions, 0),
+            "mlm_mask": _pad(np.ones(len(positions), bool), predictions, False),
+            "identity": self.split.identities[number],
+            "record": np.int32(pair),
+            "valid": np.bool_(valid),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrimText:
+    """Cuts the padding of batch `k` to the shortest bucket that holds its longest caption.
+
+    The lengths are those stored with the data set, for the batch's captions over all processes, so
+    that every process arrives at the same shape without asking the others.
+    """
+
+    order: grain.MapDataset
+    text_lengths: np.ndarray
+    batch_size: int
+    preprocess: Preprocess
+
+    def __call__(self, index: int, batch: Example) -> Example:
+        """Trims the batch's text arrays."""
+        first = index * self.batch_size
+        pairs = [self.order[first + row] for row in range(self.batch_size)]
+        length = bucket(int(self.text_lengths[pairs].max()), self.preprocess)
+        predictions = masking.maximum_predictions(length, self.preprocess.mlm_probability)
+        sizes = dict.fromkeys(("text", "text_mask", "masked_text"), length)
+        sizes |= dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_mask"), predictions)
+        return {
+            name: value[:, : sizes[name]] if name in sizes else value
+            for name, value in batch.items()
+        }
+
+
+def bucket(longest: int, preprocess: Preprocess) -> int:
+    """Returns the smallest allowed text length that holds `longest` tokens, or the full length."""
+    fitting = [length for length in preprocess.buckets if length >= longest]
+    return min(fitting, default=preprocess.length)
+
+
+def train_batches(
+    split: Split,
+    tokenizer: Tokenizer,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    seed: int,
+    quarantine: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Returns an endless random-access data set: element `k` is this process's part of batch `k`.
+
+    Each epoch is a fresh permutation of all pairs; a batch may span two epochs, and none is
+    dropped. `batch_size` is global; each process gets `batch_size / process_count` rows.
+
+    Raises:
+        DataError: the split is empty, or the processes do not divide the batch.
+    """
+    pairs = len(split.pairs[0])
+    if pairs == 0:
+        raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to train on")
+    if batch_size % process_count:
+        raise DataError(
+            f"batch_size={batch_size} cannot be split over {process_count} processes evenly"
+        )
+    order = grain.MapDataset.range(pairs).seed(seed).shuffle().repeat()
+    load = LoadPair(split, tokenizer, preprocess, seed, quarantine)
+    batches = (
+        order.map_with_index(_number)[process_index::process_count]
+        .map(load)
+        .batch(batch_size // process_count)
+    )
+    if preprocess.buckets and split.tokenizer_fingerprint == tokenizer.fingerprint:
+        trim = TrimText(order, split.text_lengths, batch_size, preprocess)
+        batches = batches.map_with_index(trim)
+    return batches
+
+
+class Batches(Iterator[Example]):
+    """Iterates over a data set of batches from number `start`, reading ahead.
+
+    Reading ahead happens in threads, or in `workers` processes. `state()` names the next batch
+    that this iterator has not given out; it restores under any number of workers and processes.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, *, start: int = 0, workers: int = 0):
+        self._next = start
+        # One element is a whole batch, so a few of them are far enough ahead.
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+        ahead = dataset[start:].to_iter_dataset(options)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags
+                flags.FLAGS(["unipt_jax"], known_only=True)
+            ahead = ahead.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            )
+        self._iterator = iter(ahead)
+
+    def __next__(self) -> Example:
+        """Returns the next batch."""
+        batch = next(self._iterator)
+        self._next += 1
+        return batch
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the JSON-ready state: pass `state()["next_batch"]` as `start` to go on."""
+        return {"next_batch": self._next}
+
+    def close(self) -> None:
+        """Stops reading ahead; without it, interpreter exit is noisy."""
+        self._iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _number(index: int, pair: int) -> tuple[int, int]:
+    return index, pair
+
+
+def _pad(values: np.ndarray, length: int, filler: int | bool) -> np.ndarray:
+    padded = np.full(length, filler, values.dtype)
+    padded[: len(values)] = values
+    return padded
