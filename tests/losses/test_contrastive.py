@@ -1,0 +1,156 @@
+"""InfoNCE against torch's cross-entropy and the released code's formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.losses.contrastive import info_nce
+
+
+def _embeddings(batch=8, width=5):
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, batch, width)).astype(np.float32)
+    return 3 * image, text + 0.3 * image
+
+
+_info_nce = jax.jit(info_nce, static_argnames="group")
+
+
+def _loss(image, text, scale, valid, group=0):
+    return _info_nce(
+        jnp.asarray(image), jnp.asarray(text), jnp.float32(scale), jnp.asarray(valid), group=group
+    )
+
+
+def _torch_loss(torch, image, text, scale):
+    """The released code's `compute_cl` without its masked-image term."""
+    image = image / (image.norm(dim=1, keepdim=True) + 1e-12)
+    text = text / (text.norm(dim=1, keepdim=True) + 1e-12)
+    similarity = scale * torch.mm(image, text.t())
+    labels = torch.arange(len(image))
+    cross_entropy = torch.nn.functional.cross_entropy
+    return (cross_entropy(similarity, labels) + cross_entropy(similarity.t(), labels)) / 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3])
+def test_value_and_gradients_equal_torch(scale):
+    torch = pytest.importorskip("torch")
+    image, text = _embeddings()
+    inputs = [torch.tensor(x, requires_grad=True) for x in (image, text, np.float32(scale))]
+    want = _torch_loss(torch, *inputs)
+    want.backward()
+
+    loss = lambda i, t, s: info_nce(i, t, s, jnp.ones(8, bool))[0]  # noqa: E731
+    have, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(
+        jnp.asarray(image), jnp.asarray(text), jnp.float32(scale)
+    )
+    assert have == pytest.approx(want.item(), abs=1e-6)
+    for gradient, reference in zip(gradients, inputs, strict=True):
+        np.testing.assert_allclose(gradient, reference.grad.numpy(), atol=1e-6)
+
+
+def test_groups_contrast_within_themselves():
+    torch = pytest.importorskip("torch")
+    image, text = _embeddings()
+    parts = [
+        _torch_loss(torch, torch.tensor(image[i : i + 4]), torch.tensor(text[i : i + 4]), 2.0)
+        for i in (0, 4)
+    ]
+    have, _ = _loss(image, text, 2.0, np.ones(8, bool), group=4)
+    assert have == pytest.approx(sum(parts).item() / 2, abs=1e-6)
+    assert have != pytest.approx(float(_loss(image, text, 2.0, np.ones(8, bool))[0]), abs=1e-3)
+
+
+def test_invalid_rows_might_as_well_be_absent():
+    image, text = _embeddings()
+    valid = np.array([1, 0, 1, 1, 0, 1, 1, 0], bool)
+    want, want_metrics = _loss(image[valid], text[valid], 2.0, np.ones(5, bool))
+    image[~valid], text[~valid] = np.nan, np.inf
+    have, metrics = _loss(image, text, 2.0, valid)
+    assert have == pytest.approx(float(want), abs=1e-6)
+    assert metrics == pytest.approx({k: float(v) for k, v in want_metrics.items()})
+
+    gradient = jax.grad(lambda x: _loss(x, text, 2.0, valid)[0])(jnp.asarray(image))
+    assert np.isfinite(gradient).all()
+    assert not gradient[~valid].any()
+
+
+def test_groups_weigh_their_anchors_equally():
+    image, text = _embeddings()
+    valid = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    have, _ = _loss(image, text, 2.0, valid, group=4)
+    first, _ = _loss(image[:4], text[:4], 2.0, np.ones(4, bool))
+    # The fifth row is alone in its group: its own loss is 0.
+    assert have == pytest.approx(float(first) * 4 / 5, abs=1e-6)
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_without_a_valid_row_all_is_zero(group):
+    image, text = _embeddings()
+    valid = np.zeros(8, bool)
+    loss = lambda i, t, s: info_nce(i, t, s, jnp.asarray(valid), group=group)  # noqa: E731
+    (have, metrics), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+        jnp.asarray(image), jnp.asarray(text), jnp.float32(2.0)
+    )
+    assert have == 0
+    assert all(value == 0 for value in metrics.values())
+    assert all(not np.asarray(gradient).any() for gradient in gradients)
+
+
+def test_a_zero_embedding_has_finite_gradients():
+    image, text = _embeddings()
+    image[3] = 0
+    gradient = jax.grad(lambda x: _loss(x, text, 2.0, np.ones(8, bool))[0])(jnp.asarray(image))
+    assert np.isfinite(gradient).all()
+
+
+def test_only_directions_count():
+    image, text = _embeddings()
+    have, _ = _loss(1000 * image, 0.001 * text, 2.0, np.ones(8, bool))
+    assert have == pytest.approx(float(_loss(image, text, 2.0, np.ones(8, bool))[0]), abs=1e-6)
+
+
+def test_accuracy_counts_partners_on_top():
+    image = np.eye(4, dtype=np.float32)
+    # Text 0 points to image 1 and the others to their own; image 0 finds all texts equally far
+    # but for its own, which is no nearer: text 3 leans to it a little.
+    text = image.copy()
+    text[0] = [0, 1, 0, 0]
+    text[3] = [0.1, 0, 0, 1]
+    _, metrics = _loss(image, text, 1.0, np.ones(4, bool))
+    assert metrics["accuracy/text_to_image"] == 0.75
+    # Image 0 takes text 3. Texts 0 and 1 are the same for image 1, and the first of them wins.
+    assert metrics["accuracy/image_to_text"] == 0.5
+
+
+def test_bfloat16_embeddings_are_compared_in_float32():
+    image, text = (jnp.asarray(x, jnp.bfloat16) for x in _embeddings())
+    with jax.numpy_dtype_promotion("strict"):
+        have, _ = _info_nce(image, text, jnp.float32(9.0), jnp.ones(8, bool))
+    want, _ = _loss(image.astype(jnp.float32), text.astype(jnp.float32), 9.0, np.ones(8, bool))
+    assert have.dtype == jnp.float32
+    assert have == want
+
+
+def test_eight_devices_compute_what_one_does():
+    image, text = _embeddings()
+    valid = np.array([1, 1, 1, 1, 1, 1, 0, 1], bool)
+    mesh = make_mesh()
+    batch = put_batch({"image": image, "text": text, "valid": valid}, mesh)
+    loss = lambda i, t, v: info_nce(i, t, jnp.float32(5.0), v)[0]  # noqa: E731
+    with jax.set_mesh(mesh):
+        have, gradient = jax.jit(jax.value_and_grad(loss))(
+            batch["image"], batch["text"], batch["valid"]
+        )
+    want, reference = jax.jit(jax.value_and_grad(loss))(*map(jnp.asarray, (image, text, valid)))
+    assert have == pytest.approx(float(want), abs=1e-6)
+    np.testing.assert_allclose(gradient, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [-1, 3, 16])
+def test_groups_must_divide_the_batch(group):
+    with pytest.raises(ConfigError, match=f"batch of 8 .* groups of {group}"):
+        _loss(*_embeddings(), 1.0, np.ones(8, bool), group=group)

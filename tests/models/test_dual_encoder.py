@@ -1,0 +1,254 @@
+"""The dual encoder: what its outputs depend on, on one device and on eight."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.sharding import make_mesh, parameter_shardings, put_batch
+from unipt_jax.core.trees import flatten
+from unipt_jax.models.bert import Bert, TextSpec
+from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.vit import VisionSpec
+
+B, L, M, V, D = 8, 6, 2, 24, 16
+SPEC = DualEncoderSpec(
+    image=VisionSpec((8, 4), patch_size=2, hidden_size=16, layers=1, heads=4, mlp_size=32),
+    text=TextSpec(V, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12),
+    embedding_dim=D,
+    pool_padding=False,
+    temperature="learned",
+    logit_scale=10.0,
+)
+
+
+def _batch():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, L - 1, B)  # At least two places of padding in each text.
+    return {
+        "image": rng.integers(0, 256, (B, 8, 4, 3), np.uint8),
+        "text": rng.integers(0, V, (B, L), np.int32),
+        "text_mask": np.arange(L)[None] < lengths[:, None],
+        "masked_text": rng.integers(0, V, (B, L), np.int32),
+        "mlm_positions": rng.integers(0, 2, (B, M), np.int32),
+    }
+
+
+def _device(batch):
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Parameters as they are initialised."""
+    model, batch = DualEncoder(SPEC), _device(_batch())
+    init = jax.jit(lambda k: model.init(k, batch, train=False))
+    return nn.unbox(init(jax.random.key(0)))["params"]
+
+
+@pytest.fixture(scope="module")
+def params(start):
+    """Parameters away from the start, where biases are 0 and LayerNorms do nothing."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf + 0.2 * rng.normal(size=leaf.shape), jnp.float32), start
+    )
+
+
+@functools.cache
+def _compiled(spec, method="__call__"):
+    model = DualEncoder(spec)
+    return jax.jit(
+        lambda params, *given: model.apply({"params": params}, *given, train=False, method=method)
+    )
+
+
+def _run(params, batch, spec=SPEC):
+    return _compiled(spec)(params, _device(batch))
+
+
+def _encode_text(params, text, mask, pool_padding):
+    spec = dataclasses.replace(SPEC, pool_padding=pool_padding)
+    encode = _compiled(spec, "encode_text")
+    return np.asarray(encode(params, jnp.asarray(text), jnp.asarray(mask)))
+
+
+def test_shapes_and_dtypes(params):
+    batch = _device(_batch())
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = DualEncoder(SPEC, dtype)
+        outputs = jax.eval_shape(
+            lambda p, b, m=model: m.apply({"params": p}, b, train=False), params, batch
+        )
+        shapes = {name: value.shape for name, value in outputs.items()}
+        assert shapes == {
+            "image_embedding": (B, D),
+            "text_embedding": (B, D),
+            "logit_scale": (),
+            "mlm_logits": (B, M, V),
+        }
+        assert {value.dtype for value in outputs.values()} == {jnp.dtype("float32")}
+
+
+def test_call_agrees_with_the_encoders_alone(params):
+    batch = _batch()
+    outputs, given = _run(params, batch), _device(batch)
+    image = _compiled(SPEC, "encode_image")(params, given["image"])
+    text = _compiled(SPEC, "encode_text")(params, given["text"], given["text_mask"])
+    np.testing.assert_allclose(outputs["image_embedding"], image, atol=1e-5)
+    np.testing.assert_allclose(outputs["text_embedding"], text, atol=1e-5)
+
+    def logits(module):
+        tokens = module.text_encoder(given["masked_text"], given["text_mask"], train=False)
+        table = module.text_encoder.word_table()
+        return module.mlm_head(tokens, given["mlm_positions"], table)
+
+    want = jax.jit(lambda p: DualEncoder(SPEC).apply({"params": p}, method=logits))(params)
+    np.testing.assert_allclose(outputs["mlm_logits"], want, atol=1e-5)
+
+
+def test_masking_never_touches_the_text_embedding(params):
+    batch = _batch()
+    other = batch | {"masked_text": (batch["masked_text"] + 1) % V}
+    have, want = _run(params, other), _run(params, batch)
+    np.testing.assert_array_equal(have["text_embedding"], want["text_embedding"])
+    assert not np.allclose(have["mlm_logits"], want["mlm_logits"])
+
+
+def test_clean_and_masked_text_share_one_call(params):
+    shapes = []
+
+    def spy(following, args, kwargs, context):
+        if isinstance(context.module, Bert) and context.method_name == "__call__":
+            shapes.append(args[0].shape)
+        return following(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        jax.eval_shape(
+            lambda p, b: DualEncoder(SPEC).apply({"params": p}, b, train=False),
+            params,
+            _device(_batch()),
+        )
+    assert shapes == [(2 * B, L)]
+
+
+def test_image_embedding_is_the_maximum_over_all_tokens_of_normalised_pixels(params):
+    spec = dataclasses.replace(
+        SPEC, image=dataclasses.replace(SPEC.image, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    )
+    images = _batch()["image"]
+    pixels = (images / 255.0 - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.5, 0.6])
+    model = DualEncoder(spec)
+    encode = lambda module, x: module.image_encoder(x, train=False)  # noqa: E731
+    tokens = jax.jit(lambda p, x: model.apply({"params": p}, x, method=encode))(
+        params, jnp.asarray(pixels, jnp.float32)
+    )
+    head = params["image_head"]["projection"]
+    want = (np.asarray(tokens) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])).max(axis=1)
+    have = _compiled(spec, "encode_image")(params, jnp.asarray(images))
+    np.testing.assert_allclose(have, want, atol=1e-5)
+
+
+def test_padding_counts_only_where_it_is_pooled(params):
+    batch = _batch()
+    text, mask = batch["text"], batch["text_mask"]
+    other = np.where(mask, text, (text + 1) % V)
+    for pool_padding in (False, True):
+        want = _encode_text(params, text, mask, pool_padding)
+        changed = _encode_text(params, other, mask, pool_padding)
+        assert np.allclose(changed, want, atol=1e-6) == (not pool_padding)
+
+
+def test_longer_padding_does_not_change_the_embedding(params):
+    batch = _batch()
+    longer = [np.pad(batch[name], ((0, 0), (0, 5))) for name in ("text", "text_mask")]
+    np.testing.assert_allclose(
+        _encode_text(params, *longer, False),
+        _encode_text(params, batch["text"], batch["text_mask"], False),
+        atol=1e-5,
+    )
+
+
+def test_logit_scale(params):
+    assert _run(params, _batch())["logit_scale"] == pytest.approx(
+        math.exp(params["logit_scale"]), rel=1e-6
+    )
+    rest = {name: value for name, value in params.items() if name != "logit_scale"}
+    for temperature, want in (("none", 1.0), ("fixed", 10.0)):
+        spec = dataclasses.replace(SPEC, temperature=temperature)
+        assert _run(rest, _batch(), spec)["logit_scale"] == want
+
+
+def test_a_learned_logit_scale_starts_at_the_given_value(start):
+    assert start["logit_scale"].shape == ()
+    assert start["logit_scale"] == pytest.approx(math.log(10.0))
+
+
+def test_images_must_be_bytes(params):
+    images = jnp.zeros((1, 8, 4, 3))
+    with pytest.raises(Exception, match=r"uint8|UInt8"):
+        DualEncoder(SPEC).apply({"params": params}, images, method="encode_image")
+
+
+@pytest.mark.parametrize("change", [{"embedding_dim": 0}, {"logit_scale": 0.0}])
+def test_a_spec_out_of_range_is_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        dataclasses.replace(SPEC, **change)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_types_never_mix_by_accident(params, dtype, monkeypatch):
+    attend = jax.nn.dot_product_attention
+
+    def attend_by_the_usual_rules(*args, **kwargs):
+        # JAX's own attention breaks the strict rules in bfloat16.
+        with jax.numpy_dtype_promotion("standard"):
+            return attend(*args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend_by_the_usual_rules)
+
+    def total(p, batch, key):
+        model = DualEncoder(SPEC, dtype)
+        outputs = model.apply({"params": p}, batch, train=True, rngs={"dropout": key})
+        return sum(value.sum() for value in outputs.values())
+
+    with jax.numpy_dtype_promotion("strict"):
+        gradients = jax.eval_shape(jax.grad(total), params, _device(_batch()), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+
+def test_every_parameter_names_its_axes(key):
+    model, batch = DualEncoder(SPEC), _device(_batch())
+    boxed = jax.eval_shape(lambda k: model.init(k, batch, train=False), key)["params"]
+    leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    for leaf in leaves:
+        assert isinstance(leaf, nn.LogicallyPartitioned)
+        assert len(leaf.names) == leaf.value.ndim
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+def test_eight_devices_compute_what_one_does(params, sizes):
+    batch = _batch()
+    model, mesh = DualEncoder(SPEC), make_mesh(*sizes)
+    given = _device(batch)
+    abstract = jax.eval_shape(lambda k: model.init(k, given, train=False), jax.random.key(0))
+    placed = jax.device_put(params, parameter_shardings(abstract["params"], mesh))
+    with jax.set_mesh(mesh):
+        step = jax.jit(lambda p, b: model.apply({"params": p}, b, train=False))
+        lowered = step.lower(placed, put_batch(batch, mesh))
+        # One for each projection at least; under `with mesh:` there would be none.
+        assert lowered.as_text().count("sharding_constraint") > 10
+        compiled = lowered.compile()
+        outputs = compiled(placed, put_batch(batch, mesh))
+    if sizes == (8, 1, 1):  # Data parallelism alone: no device needs another's rows.
+        assert not re.search(r"all-(gather|reduce|to-all)|collective-permute", compiled.as_text())
+    one = _run(params, batch)
+    for name, value in flatten(outputs).items():
+        np.testing.assert_allclose(value, one[name], atol=2e-5, err_msg=name)

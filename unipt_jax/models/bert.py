@@ -1,0 +1,136 @@
+"""BERT (Devlin et al., 2019) as a token encoder, without the pooler."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.sharding import Axis, constrain
+from unipt_jax.models.layers import (
+    TOKENS,
+    Activation,
+    LayerNorm,
+    TransformerBlock,
+    head_size,
+    normal_init,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """Shape of a BERT encoder.
+
+    Attributes:
+        vocab_size: number of token ids.
+        hidden_size: width of a token; a multiple of `heads`.
+        layers: number of transformer blocks.
+        heads: attention heads of a block.
+        mlp_size: width within a block's MLP.
+        max_positions: length of the longest text in tokens.
+        type_vocab_size: rows of the segment table, of which only the first is used here.
+        layer_norm_eps: LayerNorm's epsilon (BERT: 1e-12).
+        activation: the MLP's activation.
+        dropout: probability of dropping embeddings, attention probabilities and branch outputs in
+            training, in [0, 1) (BERT: 0.1).
+
+    Raises:
+        ConfigError: `hidden_size` is not a multiple of `heads`, or `dropout` is out of range.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    mlp_size: int
+    max_positions: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        head_size(self.hidden_size, self.heads)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is not in [0, 1)")
+
+
+class Bert(nn.Module):
+    """Encodes texts to tokens.
+
+    Attributes:
+        spec: the shape.
+        dtype: compute dtype.
+    """
+
+    spec: TextSpec
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        """Makes the children."""
+        spec = self.spec
+        self.word_embeddings = self.param(
+            "word_embeddings",
+            normal_init((Axis.VOCAB, Axis.EMBED)),
+            (spec.vocab_size, spec.hidden_size),
+        )
+        self.position_embeddings = self.param(
+            "position_embeddings",
+            normal_init((Axis.POSITION, Axis.EMBED)),
+            (spec.max_positions, spec.hidden_size),
+        )
+        self.token_type_embeddings = self.param(
+            "token_type_embeddings",
+            normal_init((None, Axis.EMBED)),
+            (spec.type_vocab_size, spec.hidden_size),
+        )
+        self.layer_norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.embedding_dropout = nn.Dropout(spec.dropout)
+        self.layers = [
+            TransformerBlock(
+                heads=spec.heads,
+                mlp_size=spec.mlp_size,
+                layer_norm_eps=spec.layer_norm_eps,
+                activation=spec.activation,
+                norm="post",
+                dropout=spec.dropout,
+                dtype=self.dtype,
+            )
+            for _ in range(spec.layers)
+        ]
+
+    def __call__(
+        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], *, train: bool
+    ) -> Float[Array, "B L D"]:
+        """Returns the last block's tokens.
+
+        Args:
+            text: token ids in [0, vocab_size); an id beyond gives NaN.
+            text_mask: True at tokens, False at padding, which no token sees.
+            train: whether dropout is on (random stream "dropout").
+
+        Raises:
+            ConfigError: the text is longer than `spec.max_positions`.
+        """
+        length = text.shape[1]
+        if length > self.spec.max_positions:
+            raise ConfigError(
+                f"texts of {length} tokens need as many positions; "
+                f"the text encoder has max_positions={self.spec.max_positions}"
+            )
+        # Gathered whole in its width first, as FSDP does: the partitioner cannot bring a lookup
+        # from columns split over `fsdp` to rows split over it without copying everything.
+        table = constrain(self.word_embeddings, (Axis.VOCAB, None))
+        words = jnp.take(table, text, axis=0, mode="fill", fill_value=jnp.nan)
+        places = self.position_embeddings[:length] + self.token_type_embeddings[:1]
+        x = self.layer_norm(words + places[None])
+        x = constrain(self.embedding_dropout(x, deterministic=not train), TOKENS)
+        for layer in self.layers:
+            x = layer(x, text_mask, train=train)
+        return x
+
+    def word_table(self) -> Float[Array, "V D"]:
+        """Returns the token embeddings in float32, to which the MLM decoder is tied."""
+        return self.word_embeddings

@@ -1,0 +1,217 @@
+"""Building blocks of every encoder: dense maps, LayerNorm, attention and one transformer block.
+
+Children carry the stems of Hugging Face's names (`q_proj`, `fc1`, `layer_norm1`, ...). Parameters
+are float32 and name their dimensions by logical axes; `dtype` is what the matrix products run in,
+while softmax and LayerNorm always run in float32.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.sharding import Axis, constrain
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+TOKENS = (Axis.BATCH, Axis.ACT_TOKENS, Axis.ACT_EMBED)
+_HEADS = (Axis.BATCH, Axis.ACT_TOKENS, Axis.ACT_HEADS, None)
+
+
+def _quick_gelu(x: Array) -> Array:
+    return x * nn.sigmoid(1.702 * x)
+
+
+# Flax's own gelu is the tanh approximation unless told otherwise: weights trained with one form
+# give other features under another, without an error.
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": _quick_gelu,  # OpenAI's CLIP
+}
+
+
+def normal_init(axes: Sequence[str | None]) -> nn.initializers.Initializer:
+    """Returns BERT's and timm's initialiser, N(0, 0.02) cut at two deviations, named by `axes`."""
+    return nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), tuple(axes))
+
+
+def zeros_init(axes: Sequence[str | None]) -> nn.initializers.Initializer:
+    """Returns the initialiser of biases, named by `axes`."""
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), tuple(axes))
+
+
+def dense(
+    features: int, axes: tuple[str, str], *, dtype: DTypeLike, name: str | None = None
+) -> nn.Dense:
+    """Makes a linear map with bias; `axes` name the kernel's input and output dimensions."""
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=normal_init(axes),
+        bias_init=zeros_init(axes[1:]),
+        name=name,
+    )
+
+
+def head_size(hidden_size: int, heads: int) -> int:
+    """Returns the width of one attention head.
+
+    Raises:
+        ConfigError: `heads` does not divide `hidden_size`.
+    """
+    if heads < 1 or hidden_size % heads:
+        raise ConfigError(f"hidden_size={hidden_size} is not a multiple of heads={heads}")
+    return hidden_size // heads
+
+
+class LayerNorm(nn.Module):
+    """Normalises each token to mean 0 and variance 1 in float32, then scales and shifts it.
+
+    Flax's own takes no lower precision in under strict promotion, and computes the variance as
+    E[x^2] - E[x]^2 unless told otherwise, which cancels where the mean is large.
+
+    Attributes:
+        eps: added to the variance; it differs between models (1e-12 BERT, 1e-6 ViT, 1e-5 CLIP).
+        dtype: of the output.
+    """
+
+    eps: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Normalises over the last dimension."""
+        shape = tokens.shape[-1:]
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (Axis.EMBED,))
+        scale = self.param("scale", ones, shape)
+        bias = self.param("bias", zeros_init((Axis.EMBED,)), shape)
+        x = tokens.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + self.eps)
+        return (x * scale[None, None] + bias[None, None]).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017).
+
+    Attributes:
+        heads: number of heads; divides the width of the tokens.
+        causal: whether a token sees only itself and those before it.
+        dropout: probability with which each attention probability is dropped in training (BERT).
+        dtype: compute dtype.
+    """
+
+    heads: int
+    causal: bool = False
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None, *, train: bool
+    ) -> Float[Array, "B L D"]:
+        """Mixes the tokens; those where `mask` is False are seen by none (None: all are seen)."""
+        batch, length, width = tokens.shape
+        size = head_size(width, self.heads)
+
+        def project(name: str) -> Array:
+            x = dense(width, (Axis.EMBED, Axis.HEADS), dtype=self.dtype, name=name)(tokens)
+            return constrain(x.reshape(batch, length, self.heads, size), _HEADS)
+
+        query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
+        if mask is not None:
+            mask = mask[:, None, None, :]
+        if train and self.dropout > 0:
+            x = self._attend_dropping(query, key, value, mask)
+        else:
+            x = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.causal)
+        x = constrain(x, _HEADS).reshape(batch, length, width)
+        x = dense(width, (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")(x)
+        return constrain(x, TOKENS)
+
+    def _attend_dropping(self, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        """`jax.nn.dot_product_attention`, which cannot drop probabilities, written out."""
+        length, size = query.shape[1], query.shape[3]
+        logits = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32)
+        logits = logits * size**-0.5
+        lowest = jnp.finfo(jnp.float32).min
+        if mask is not None:
+            logits = jnp.where(mask, logits, lowest)
+        if self.causal:
+            past = jnp.tril(jnp.ones((1, 1, length, length), jnp.bool_))
+            logits = jnp.where(past, logits, lowest)
+        probabilities = nn.softmax(logits).astype(self.dtype)
+        probabilities = nn.Dropout(self.dropout)(probabilities, deterministic=False)
+        return jnp.einsum("bnts,bsnh->btnh", probabilities, value)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation between them.
+
+    Attributes:
+        mlp_size: width between the maps.
+        activation: "gelu" (exact), "gelu_tanh" or "quick_gelu".
+        dtype: compute dtype.
+    """
+
+    mlp_size: int
+    activation: Activation
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Maps each token by itself."""
+        width = tokens.shape[-1]
+        x = dense(self.mlp_size, (Axis.EMBED, Axis.MLP), dtype=self.dtype, name="fc1")(tokens)
+        x = constrain(x, (Axis.BATCH, Axis.ACT_TOKENS, Axis.ACT_MLP))
+        x = ACTIVATIONS[self.activation](x)
+        x = dense(width, (Axis.MLP, Axis.EMBED), dtype=self.dtype, name="fc2")(x)
+        return constrain(x, TOKENS)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and an MLP, each with a residual connection and a LayerNorm.
+
+    Attributes:
+        heads: number of attention heads.
+        mlp_size: width within the MLP.
+        layer_norm_eps: LayerNorm's epsilon.
+        activation: the MLP's activation.
+        norm: "pre" normalises what enters each branch (ViT, CLIP), "post" the sum after it (BERT).
+        causal: whether a token sees only itself and those before it (CLIP's text).
+        dropout: probability of dropping attention probabilities and branch outputs in training.
+        dtype: compute dtype.
+    """
+
+    heads: int
+    mlp_size: int
+    layer_norm_eps: float
+    activation: Activation
+    norm: Literal["pre", "post"]
+    causal: bool = False
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None, *, train: bool
+    ) -> Float[Array, "B L D"]:
+        """Transforms the tokens; those where `mask` is False are seen by none (None: all are)."""
+        attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="self_attn")
+        mlp = Mlp(self.mlp_size, self.activation, self.dtype, name="mlp")
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        layer_norm1 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm1")
+        layer_norm2 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm2")
+        if self.norm == "pre":
+            x = tokens + drop(attention(layer_norm1(tokens), mask, train=train))
+            return x + drop(mlp(layer_norm2(x)))
+        x = layer_norm1(tokens + drop(attention(tokens, mask, train=train)))
+        return layer_norm2(x + drop(mlp(x)))
