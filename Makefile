@@ -16,6 +16,13 @@ $(STAMP): pyproject.toml
 	  || echo "No CPU build of torch found: tests against torch will be skipped (README, Tests)."
 	touch $(STAMP)
 
+# The pipeline on the embedded sample, offline; what it makes lies in runs/demo.
+demo: install
+	HF_HUB_OFFLINE=1 $(BIN)/python launch/prepare.py --config=configs/prepare.py:demo \
+	  --workdir=runs/demo/data --overwrite
+	HF_HUB_OFFLINE=1 $(BIN)/python launch/train.py --config=configs/pretrain.py:demo \
+	  --config.data=runs/demo/data --workdir=runs/demo/pretrain --overwrite
+
 test: install
 	$(BIN)/python -m pytest
 

@@ -28,21 +28,7 @@ hands arm arms nothing no not any
 """
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"-()/&"
-ENDINGS = [
-    "ed",
-    "er",
-    "es",
-    "est",
-    "ing",
-    "ish",
-    "less",
-    "like",
-    "ly",
-    "ness",
-    "ous",
-    "ted",
-    "ting",
-]
+ENDINGS = ["ed", "er", "es", "est", "ing", "ish", "less", "like", "ly", "ness", "ous", "ted"]
 NORMALIZER = normalizers.BertNormalizer(lowercase=True)
 PRE_TOKENIZER = pre_tokenizers.BertPreTokenizer()
 

@@ -9,21 +9,14 @@ from etils import epath
 
 from unipt_jax.config import schema
 from unipt_jax.config.command_line import main
-from unipt_jax.core.errors import ConfigError
-from unipt_jax.core.files import CONFIG_FILE, read_json, write_json
 from unipt_jax.data import annotations, builders, tokenization
 
 
 def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
-    """Prepares `workdir`; with `resume`, a complete one is left as it is."""
+    """Prepares `workdir`; with `resume`, only an incomplete one, from its start."""
     if resume and (workdir / builders.MANIFEST).exists():
-        before = schema.build(read_json(workdir / CONFIG_FILE))
-        if differences := schema.resume_differences(before, config):
-            raise ConfigError(f"{workdir} is complete; --overwrite it: {'; '.join(differences)}")
         print(builders.summary(builders.read_manifest(workdir)))
         return
-    # A half-prepared directory starts again, perhaps with other values than those it holds.
-    write_json(workdir / CONFIG_FILE, schema.to_dict(config))
     if config.tokenizer:
         tokenization.load(config.tokenizer)  # Fails before the images are decoded, not after.
     records, problems = annotations.read(

@@ -19,7 +19,8 @@ def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn
     """Parses flags, claims the work directory, calls `run(config, workdir, resume)` and exits.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 1 any other
-    failure.
+    failure. `config.json` in the work directory holds the configuration; a resumed run must agree
+    with it.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -28,8 +29,7 @@ def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
         workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)
-        if not (flags.resume and (workdir / CONFIG_FILE).exists()):
-            write_json(workdir / CONFIG_FILE, schema.to_dict(config))
+        _record_config(config, workdir)
         run(config, workdir, flags.resume)
     except UserError as error:
         sys.exit(_fail(str(error), 2))

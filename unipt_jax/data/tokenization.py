@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
+from etils import epath
 from jaxtyping import Bool, Int
 
 from unipt_jax.core.errors import DataError
+from unipt_jax.core.files import write_bytes
+
+FILE = "tokenizer.json"
 
 # The roles that MLM and padding need, under the names that BERT-like vocabularies use.
 ROLES = {"start": ("[CLS]",), "end": ("[SEP]",), "pad": ("[PAD]",), "mask": ("[MASK]",)}
@@ -49,11 +52,9 @@ class Tokenizer:
         encoded = self.backend.encode_batch(list(captions))
         return np.asarray([len(entry.ids) for entry in encoded], np.int32)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: epath.PathLike) -> None:
         """Writes `tokenizer.json`, which `load` reads back."""
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(path / "tokenizer.json"))
+        write_bytes(epath.Path(directory) / FILE, self.backend.to_str().encode())
 
 
 def load(name: str) -> Tokenizer:
@@ -90,10 +91,10 @@ def load(name: str) -> Tokenizer:
 
 
 def _read(name: str) -> tokenizers.Tokenizer:
-    file = Path(name) / "tokenizer.json"
+    file = epath.Path(name) / FILE
     try:
         if file.is_file():
-            return tokenizers.Tokenizer.from_file(str(file))
+            return tokenizers.Tokenizer.from_str(file.read_text())
         # Slow to import, and needed for names and older directories alone.
         from transformers import AutoTokenizer
 

@@ -1,0 +1,105 @@
+"""One step of the paper's model at full size: time and peak memory, from the published recipe.
+
+Usage: python benchmarks/full_size_step.py [--batch_size=8] [--steps=3]
+"""
+
+import argparse
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from unipt_jax.config import load
+from unipt_jax.core import trees
+from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.models import variants
+from unipt_jax.models.dual_encoder import DualEncoder
+from unipt_jax.training import loop, metrics, objective, optimizer, state, step
+
+VOCABULARY = 30522  # bert-base-uncased
+PREDICTIONS = 15  # 15 % of 98 ordinary tokens
+
+
+def random_batch(batch_size: int, height: int, width: int, length: int) -> dict[str, np.ndarray]:
+    """Returns a batch of noise with full-length captions."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(VOCABULARY, size=(batch_size, length), dtype=np.int32)
+    positions = np.tile(np.arange(1, PREDICTIONS + 1, dtype=np.int32), (batch_size, 1))
+    return {
+        "image": rng.integers(256, size=(batch_size, height, width, 3), dtype=np.uint8),
+        "text": text,
+        "text_mask": np.ones_like(text, bool),
+        "masked_text": text,
+        "mlm_positions": positions,
+        "mlm_labels": np.take_along_axis(text, positions, axis=1),
+        "mlm_mask": np.ones_like(positions, bool),
+        "identity": np.arange(batch_size, dtype=np.int32),
+        "record": np.arange(batch_size, dtype=np.int32),
+        "valid": np.ones(batch_size, bool),
+    }
+
+
+def measure(batch_size: int, steps: int) -> dict[str, float]:
+    """Returns parameters, seconds a step (the first apart), peak memory in GiB, and loss."""
+    config = load.load("configs/pretrain.py", {"data": "", "batch_size": batch_size})
+    model = DualEncoder(
+        variants.dual_encoder(
+            config.model.image,
+            config.model.text,
+            image_size=(config.image.height, config.image.width),
+            vocab_size=VOCABULARY,
+            embedding_dim=config.model.embedding_dim,
+            pool_padding=config.model.pool_padding,
+            dropout=config.model.dropout,
+            temperature=config.contrastive.temperature,
+            logit_scale=config.contrastive.logit_scale,
+        ),
+        dtype=jax.numpy.dtype(config.dtype),
+    )
+    mesh = make_mesh()
+    batch = put_batch(
+        random_batch(batch_size, config.image.height, config.image.width, config.text.length), mesh
+    )
+    schedule = optimizer.learning_rate_schedule(
+        peak=config.optimizer.learning_rate, steps=100, warmup=0.1, decay="none"
+    )
+    adamw = optimizer.make_optimizer(
+        schedule, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, clip_norm=0.0
+    )
+    train_state, shardings = state.create(model, batch, adamw, seed=0, mesh=mesh)
+    train_step = loop.jit_step(
+        step.make_train_step(
+            objective=objective.pretraining(model, mlm_weight=1.0, negatives=0),
+            optimizer=adamw,
+            schedule=schedule,
+        ),
+        shardings,
+        mesh,
+    )
+    parameters = trees.count_parameters(train_state.params)
+    seconds = []
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            start = time.perf_counter()
+            train_state, scalars = train_step(train_state, batch)
+            row = metrics.fetch(scalars)
+            seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "parameters": parameters,
+        "first_step_s": seconds[0],
+        "later_step_s": float(np.median(seconds[1:])) if steps > 1 else float("nan"),
+        "peak_memory_gib": peak / 2**30 if sys.platform == "darwin" else peak / 2**20,
+        "loss": row["loss"],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    flags = parser.parse_args()
+    for name, value in measure(flags.batch_size, flags.steps).items():
+        print(f"{name}: {value:,.2f}" if isinstance(value, float) else f"{name}: {value:,}")

@@ -1,0 +1,172 @@
+"""Checkpoints: exact, whole, and readable on any mesh."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import micro
+from unipt_jax.core import trees
+from unipt_jax.core.errors import CheckpointError
+from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.training import state
+from unipt_jax.training.checkpoints import Checkpoints
+
+
+def make(mesh, seed=0, net=None):
+    default, optimizer, _ = micro.parts()
+    example = put_batch(micro.batch(), mesh)
+    return state.create(net or default, example, optimizer, seed=seed, mesh=mesh)
+
+
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def host(tree):
+    def plain(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {path: plain(leaf) for path, leaf in trees.flatten(tree).items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run directory written from eight devices, and the arrays in it."""
+    workdir = tmp_path_factory.mktemp("run")
+    made, _ = make(make_mesh(2, 2, 2), seed=3)
+    made = made.replace(step=made.step + 7)
+    with Checkpoints.open(workdir, keep=2) as checkpoints:
+        checkpoints.save(made, data={"next_batch": 7}, config={"seed": 3})
+    return workdir, host(made)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_restores_bit_for_bit_on_any_mesh(saved, shape):
+    """P36, P42: written from 2x2x2 devices, with a typed random key in the state."""
+    workdir, arrays = saved
+    mesh = one_device() if shape == (1, 1, 1) else make_mesh(*shape)
+    fresh, shardings = make(mesh, seed=99)
+    with Checkpoints.open(workdir, keep=2) as checkpoints:
+        restored, data = checkpoints.restore(fresh, shardings)
+    assert data == {"next_batch": 7}
+    assert_equal(host(restored), arrays)
+    for leaf, sharding in zip(
+        jax.tree.leaves(restored.params), jax.tree.leaves(shardings.params), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_parameters_alone_are_read_for_inference(saved):
+    workdir, arrays = saved
+    abstract = jax.eval_shape(lambda params: params, make(one_device())[0].params)
+    with Checkpoints.open_read_only(workdir) as checkpoints:
+        params = checkpoints.restore_params(abstract)
+    stored = {
+        path.removeprefix("params/"): leaf
+        for path, leaf in arrays.items()
+        if path.startswith("params/")
+    }
+    assert_equal(host(params), stored)
+
+
+def test_every_difference_of_another_model_is_named(saved):
+    workdir, _ = saved
+    fresh, shardings = make(one_device(), net=micro.model(temperature="none"))
+    with (
+        Checkpoints.open(workdir, keep=2) as checkpoints,
+        pytest.raises(CheckpointError, match="logit_scale: unexpected"),
+    ):
+        checkpoints.restore(fresh, shardings)
+    wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 2), leaf.dtype), fresh)
+    with (
+        Checkpoints.open_read_only(workdir) as checkpoints,
+        pytest.raises(CheckpointError, match=r"class_token: shape \(16,\), expected \(16, 2\)"),
+    ):
+        checkpoints.restore_params(wider.params)
+
+
+def test_donating_the_state_while_it_is_saved_is_safe(tmp_path):
+    """P79: each checkpoint holds the state of its own step, though the memory is reused."""
+    made, _ = make(one_device())
+    double = jax.jit(
+        lambda s: s.replace(step=s.step + 1, params=jax.tree.map(lambda x: x * 2, s.params)),
+        donate_argnums=0,
+    )
+    expected = {}
+    with Checkpoints.open(tmp_path, keep=9) as checkpoints:
+        for _ in range(3):
+            made = double(made)
+            expected[int(made.step)] = host(made.params)
+            checkpoints.save(made, data={"next_batch": int(made.step)}, config={})
+    abstract = jax.eval_shape(lambda: made.params)
+    for step in sorted(expected):
+        with Checkpoints.open_read_only(tmp_path) as checkpoints:
+            assert checkpoints.latest_step() == 3
+            stored = checkpoints.manager.restore(step)["state"]["params"]
+        assert_equal(host(stored), expected[step])
+    assert jax.tree.structure(abstract) == jax.tree.structure(stored)
+
+
+def test_latest_ones_are_kept(tmp_path):
+    made, _ = make(one_device())
+    with Checkpoints.open(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            made = made.replace(step=made.step + 1)
+            checkpoints.save(made, data={"next_batch": step}, config={})
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["2", "3"]
+
+
+def test_a_step_that_exists_is_not_passed_over_in_silence(tmp_path):
+    """P41."""
+    made, _ = make(one_device())
+    with Checkpoints.open(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(made, data={}, config={})
+        checkpoints.wait()
+        with pytest.raises((CheckpointError, ValueError), match="0"):
+            checkpoints.save(made, data={}, config={})
+
+
+def test_remains_of_a_killed_save_are_not_a_checkpoint(saved, tmp_path):
+    """P38."""
+    (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp-0" / "state").mkdir(parents=True)
+    with Checkpoints.open(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
+        made, shardings = make(one_device())
+        with pytest.raises(CheckpointError, match="no complete checkpoint"):
+            checkpoints.restore(made, shardings)
+        made = made.replace(step=made.step + 8)
+        checkpoints.save(made, data={"next_batch": 8}, config={})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 8
+
+
+def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        Checkpoints.open_read_only(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_is_raised(tmp_path, monkeypatch):
+    """P37: what goes wrong in the background ends the run."""
+    made, _ = make(one_device())
+    checkpoints = Checkpoints.open(tmp_path, keep=2)
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "rename", fail)
+    monkeypatch.setattr("os.rename", fail)
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(Exception, match="No space left"):
+        checkpoints.save(made, data={}, config={})
+        checkpoints.wait()
+    monkeypatch.undo()
+    checkpoints.manager.close()

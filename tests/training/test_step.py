@@ -1,0 +1,142 @@
+"""The train step: the same on any mesh, the same in parts, and it learns."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import micro
+from unipt_jax.core import trees
+from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.training import loop, metrics, objective, state, step
+
+
+def run_steps(mesh, steps=3, rows=16, valid=None, **settings):
+    """Returns the gradient of the first batch, the metrics of `steps` steps, and the parameters."""
+    net, optimizer, train_step = micro.parts(**settings)
+    batches = [micro.batch(rows, seed) for seed in range(steps)]
+    if valid is not None:
+        for batch in batches:
+            batch["valid"] = valid
+    batches = [put_batch(batch, mesh) for batch in batches]
+    made, shardings = state.create(net, batches[0], optimizer, seed=1, mesh=mesh)
+    parts = settings.get("accumulate", 1)
+    aim = objective.pretraining(net, mlm_weight=1.0, negatives=0)
+
+    def gradients(params, batch):
+        if parts == 1:
+            return step.whole_gradients(aim, params, batch, jax.random.key(0))[0]
+        return step.parted_gradients(aim, params, batch, jax.random.key(0), parts)[0]
+
+    with jax.set_mesh(mesh):
+        first = jax.device_get(jax.jit(gradients)(made.params, batches[0]))
+        jitted = loop.jit_step(train_step, shardings, mesh)
+        rows_written = []
+        for batch in batches:
+            made, scalars = jitted(made, batch)
+            rows_written.append(metrics.fetch(scalars))
+    return first, rows_written, jax.device_get(made.params)
+
+
+def assert_same(one, other, tolerance=1e-5):
+    for (path, a), b in zip(trees.flatten(one).items(), trees.flatten(other).values(), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run_steps(make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)])
+def test_eight_devices_equal_one(single, shape):
+    """P03, P23, P102: losses, gradients and parameters do not depend on the mesh."""
+    gradients, rows, params = run_steps(make_mesh(*shape))
+    assert_same(single[0], gradients)
+    for one, eight in zip(single[1], rows, strict=True):
+        assert one == pytest.approx(eight, abs=1e-5, rel=1e-5)
+    # AdamW's first steps divide by tiny second moments, which magnifies rounding.
+    assert_same(single[2], params, 1e-3)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_parts_of_a_batch_give_the_whole_batchs_gradient(single, parts):
+    """P24: accumulation keeps every negative and the global MLM mean."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    gradients, rows, _ = run_steps(mesh, accumulate=parts)
+    assert_same(single[0], gradients)
+    for whole, parted in zip(single[1], rows, strict=True):
+        assert whole == pytest.approx(parted, abs=1e-4, rel=1e-4)
+
+
+def test_parts_on_eight_devices(single):
+    gradients, _, _ = run_steps(make_mesh(4, 2, 1), accumulate=2)
+    assert_same(single[0], gradients)
+
+
+def test_micro_batches_alone_would_have_given_another_gradient(single):
+    """What accumulation must not be: the mean of the parts' own losses, with fewer negatives."""
+    net, optimizer, _ = micro.parts()
+    mesh = make_mesh(devices=jax.devices()[:1])
+    whole = micro.batch(16, 0)
+    made, _ = state.create(net, put_batch(whole, mesh), optimizer, seed=1, mesh=mesh)
+    aim = objective.pretraining(net, mlm_weight=1.0, negatives=0)
+    halves = [{name: rows[at : at + 8] for name, rows in whole.items()} for at in (0, 8)]
+    gradients = jax.jit(
+        lambda batch: step.whole_gradients(aim, made.params, batch, jax.random.key(0))[0]
+    )
+    grads = [jax.device_get(gradients(half)) for half in halves]
+    naive = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), naive, single[0])
+    assert max(jax.tree.leaves(differences)) > 1e-3
+
+
+def test_rows_that_are_not_valid_change_nothing():
+    """A quarantined row is as if it were absent: same gradient with any content in it."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    net, optimizer, _ = micro.parts()
+    aim = objective.pretraining(net, mlm_weight=1.0, negatives=0)
+    full = micro.batch(8)
+    full["valid"] = np.arange(8) < 6
+    short = {name: rows[:6] for name, rows in full.items()}
+    made, _ = state.create(net, put_batch(full, mesh), optimizer, seed=0, mesh=mesh)
+    gradients = jax.jit(
+        lambda batch: step.whole_gradients(aim, made.params, batch, jax.random.key(0))
+    )
+    with_rows, without = jax.device_get((gradients(full), gradients(short)))
+    assert_same(with_rows[0], without[0], 1e-6)
+    assert float(with_rows[1]["loss"]) == pytest.approx(float(without[1]["loss"]), abs=1e-6)
+    assert float(with_rows[1]["valid_examples"]) == 6
+
+
+def test_dropout_follows_seed_and_step_alone():
+    """The same state and batch give the same step; another step draws other units."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    net, optimizer, train_step = micro.parts(dropout=0.5, rate=1e-9)
+    batch = put_batch(micro.batch(), mesh)
+    made, _ = state.create(net, batch, optimizer, seed=1, mesh=mesh)
+    jitted, losses = jax.jit(train_step), []
+    for state_in in (made, made, jitted(made, batch)[0]):
+        losses.append(float(jitted(state_in, batch)[1]["loss"]))
+    assert losses[0] == losses[1]
+    assert abs(losses[0] - losses[2]) > 1e-3
+
+
+def test_learning_rate_is_that_of_the_step_taken():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    _, rows, _ = run_steps(mesh, steps=4, warmup=0.02, rate=0.5)
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.0, 0.25, 0.5, 0.5])
+
+
+def test_loss_falls():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    net, optimizer, train_step = micro.parts(rate=5e-3)
+    batch = put_batch(micro.batch(), mesh)
+    made, shardings = state.create(net, batch, optimizer, seed=0, mesh=mesh)
+    jitted = loop.jit_step(train_step, shardings, mesh)
+    losses = []
+    with jax.set_mesh(mesh):
+        for _ in range(100):
+            made, scalars = jitted(made, batch)
+            losses.append(float(scalars["loss"]))
+    assert losses[-1] < 0.3 * losses[0]
+    assert int(made.step) == 100

@@ -1,0 +1,139 @@
+"""The library's door: a trained dual encoder that turns images and sentences into unit vectors."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from unipt_jax.config import schema
+from unipt_jax.core.errors import CheckpointError, DataError
+from unipt_jax.core.files import CONFIG_FILE, read_json
+from unipt_jax.data import images, tokenization
+from unipt_jax.models.dual_encoder import DualEncoder
+from unipt_jax.training import run
+from unipt_jax.training.checkpoints import Checkpoints
+
+ImageLike = str | Path | Image.Image | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """How images and sentences become arrays; sizes in pixels and tokens."""
+
+    height: int
+    width: int
+    tokenizer: tokenization.Tokenizer
+    length: int
+
+    def images(self, batch: Sequence[ImageLike]) -> UInt8[np.ndarray, "N H W 3"]:
+        """Reads paths, Pillow images or uint8[H, W, 3] arrays and resizes them.
+
+        Raises:
+            DataError: an image cannot be read (named), or an array is of another shape or type.
+        """
+        decoded = [_pixels(image, index) for index, image in enumerate(batch)]
+        return np.stack([images.resize(image, self.height, self.width) for image in decoded])
+
+    def texts(self, batch: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns `text: int32[N, L]` and `text_mask: bool[N, L]`, True on tokens."""
+        text = np.full((len(batch), self.length), self.tokenizer.pad, np.int32)
+        mask = np.zeros(text.shape, bool)
+        for row, sentence in enumerate(batch):
+            tokens = self.tokenizer.encode(sentence, self.length)
+            text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        return {"text": text, "text_mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A model, its parameters and its processor. `model.apply` is the pure function beneath."""
+
+    model: DualEncoder
+    params: Any
+    processor: Processor
+    batch_size: int = 64
+
+    def encode_images(self, batch: Sequence[ImageLike]) -> Float[np.ndarray, "N D"]:
+        """Embeds paths, Pillow images or uint8[H, W, 3] arrays; rows have length 1.
+
+        Raises:
+            DataError: as `Processor.images`.
+        """
+        parts = [
+            self._images(self.params, self.processor.images(part)) for part in self._cut(batch)
+        ]
+        return self._join(parts)
+
+    def encode_texts(self, batch: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Embeds sentences, cut to the model's text length; rows have length 1."""
+        parts = [
+            self._texts(self.params, **self.processor.texts(part)) for part in self._cut(batch)
+        ]
+        return self._join(parts)
+
+    @cached_property
+    def _images(self) -> Any:
+        return jax.jit(
+            lambda params, image: _unit(
+                self.model.apply({"params": params}, image, method="encode_image")
+            )
+        )
+
+    @cached_property
+    def _texts(self) -> Any:
+        return jax.jit(
+            lambda params, text, text_mask: _unit(
+                self.model.apply({"params": params}, text, text_mask, method="encode_text")
+            )
+        )
+
+    def _cut(self, batch: Sequence[Any]) -> list[Sequence[Any]]:
+        return [batch[at : at + self.batch_size] for at in range(0, len(batch), self.batch_size)]
+
+    def _join(self, parts: list[jax.Array]) -> np.ndarray:
+        width = self.model.spec.embedding_dim
+        return np.concatenate([np.zeros((0, width), np.float32), *map(np.asarray, parts)])
+
+
+def load(directory: str | Path) -> Encoder:
+    """Loads the latest checkpoint of a training run.
+
+    Raises:
+        CheckpointError: the directory holds no run, or no complete checkpoint.
+    """
+    path = epath.Path(directory)
+    if not (path / CONFIG_FILE).exists():
+        raise CheckpointError(f"{path} holds no {CONFIG_FILE}: it is not the directory of a run")
+    config = schema.build(read_json(path / CONFIG_FILE))
+    tokenizer = tokenization.load(str(path / run.TOKENIZER_DIRECTORY))
+    model = run.build_model(config, tokenizer)
+    processor = Processor(config.image.height, config.image.width, tokenizer, config.text.length)
+    with Checkpoints.open_read_only(path) as checkpoints:
+        params = checkpoints.restore_params(run.abstract_params(model))
+    return Encoder(model, params, processor)
+
+
+def _pixels(image: ImageLike, index: int) -> np.ndarray:
+    if isinstance(image, str | Path):
+        path = epath.Path(image)
+        if not path.is_file():
+            raise DataError(f"image {index}: {path}: no such file")
+        return images.decode(path.read_bytes(), str(path))
+    if isinstance(image, Image.Image):
+        return images.to_rgb(image)
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise DataError(f"image {index} is {image.dtype}{image.shape}, expected uint8[H, W, 3]")
+    return image
+
+
+def _unit(embedding: jax.Array) -> jax.Array:
+    norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+    return embedding / jnp.maximum(norm, 1e-12)

@@ -1,0 +1,139 @@
+"""The loop: batch, step, log, checkpoint, until the last step."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unipt_jax.core.sharding import batch_sharding, put_batch
+from unipt_jax.data.pipeline import Batches
+from unipt_jax.training import metrics
+from unipt_jax.training.checkpoints import Checkpoints
+from unipt_jax.training.state import TrainState
+from unipt_jax.training.step import TrainStep
+
+log = logging.getLogger(__name__)
+
+
+def jit_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> TrainStep:
+    """Compiles the step for the mesh; the state's memory is reused for the next state."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def train(
+    *,
+    state: TrainState,
+    train_step: TrainStep,
+    batches: Batches,
+    mesh: Mesh,
+    steps: int,
+    log_every: int,
+    checkpoint_every: int,
+    checkpoints: Checkpoints,
+    writer: metrics.Writer,
+    quarantine: epath.Path,
+    config: Mapping[str, Any],
+) -> TrainState:
+    """Takes the state from its step to step `steps` and returns it, checkpointed.
+
+    Args:
+        state: what to go on from; its memory is given up.
+        train_step: as `jit_step` returns it.
+        batches: gives batch `state.step` first.
+        mesh: the devices.
+        steps: the last step's number.
+        log_every: steps between two rows of metrics; the last step always has one.
+        checkpoint_every: steps between two checkpoints; the last step always has one.
+        checkpoints: where they go.
+        writer: where metrics go.
+        quarantine: the file that unreadable records are appended to.
+        config: written into each checkpoint.
+
+    Raises:
+        DivergenceError: a metric is NaN or infinite.
+        DataError: a record cannot be read, and the pipeline does not quarantine.
+    """
+    first, logged, clock = int(state.step), int(state.step), time.perf_counter()
+    bad_records: set[int] = set()
+    with jax.set_mesh(mesh), _progress(first, steps) as show:
+        for step in range(first + 1, steps + 1):
+            batch = next(batches)
+            _note_bad_records(batch, bad_records, quarantine)
+            state, scalars = train_step(state, put_batch(batch, mesh))
+            at_log = step % log_every == 0 or step == steps
+            at_checkpoint = step % checkpoint_every == 0 or step == steps
+            if not (at_log or at_checkpoint):
+                continue
+            row = {"step": float(step)} | metrics.fetch(scalars)
+            metrics.require_finite(row, since=logged)
+            if at_log:
+                rows = len(batch["valid"]) * jax.process_count()
+                seconds = time.perf_counter() - clock
+                row["examples_per_second"] = rows * (step - logged) / seconds
+                row["quarantined"] = float(len(bad_records))
+                writer.write(row)
+                show(row)
+                logged, clock = step, time.perf_counter()
+            if at_checkpoint:
+                checkpoints.save(state, data=batches.state(), config=config)
+    checkpoints.wait()
+    return state
+
+
+def _note_bad_records(batch: Mapping[str, np.ndarray], seen: set[int], path: epath.Path) -> None:
+    """Appends records that could not be read, each once a run, to the quarantine file."""
+    new = set(batch["record"][~batch["valid"]].tolist()) - seen
+    if not new:
+        return
+    seen |= new
+    with path.open("a") as file:
+        for record in sorted(new):
+            what = "cannot be decoded; run launch/prepare.py again to see why"
+            file.write(json.dumps({"record": record, "what": what}) + "\n")
+    log.warning("%d unreadable records so far; see %s", len(seen), path)
+
+
+@contextmanager
+def _progress(first: int, steps: int) -> Iterator[Any]:
+    """Yields a function that shows a row: as a live bar in a terminal, else as a log line."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:.0f} examples/s"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not sys.stderr.isatty(),
+    )
+    task = bar.add_task("train", total=steps, completed=first, loss=float("nan"), rate=0.0)
+    started = time.perf_counter()
+
+    def show(row: metrics.Row) -> None:
+        step, loss, rate = int(row["step"]), row["loss"], row["examples_per_second"]
+        bar.update(task, completed=step, loss=loss, rate=rate)
+        if bar.disable:
+            left = (time.perf_counter() - started) / (step - first) * (steps - step)
+            log.info(
+                "step %d/%d  loss %.4f  %.1f examples/s  %.0f s left", step, steps, loss, rate, left
+            )
+
+    with bar:
+        yield show

@@ -1,0 +1,92 @@
+"""What a run writes about itself: `metrics.jsonl`, TensorBoard events, and a loss curve."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from unipt_jax.core.errors import DivergenceError
+from unipt_jax.core.files import write_json_lines
+
+FILE = "metrics.jsonl"
+Row = dict[str, float | int]
+
+
+def fetch(metrics: Mapping[str, jax.Array]) -> Row:
+    """Brings scalars to the host: the one place where a run waits for its devices."""
+    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+
+
+def require_finite(row: Row, since: int) -> None:
+    """Stops a run that has left the numbers.
+
+    Raises:
+        DivergenceError: names the metrics that are NaN or infinite, and the steps in question.
+    """
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergenceError(
+            f"{', '.join(bad)} became NaN or infinite in steps {since} to {int(row['step'])}; "
+            "lower optimizer.learning_rate or set optimizer.clip_norm, and go on with --resume"
+        )
+
+
+def read(workdir: epath.PathLike) -> list[Row]:
+    """Returns the rows of `metrics.jsonl`, an empty list where there is none.
+
+    A last line that a killed run left unfinished is left out.
+    """
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+class Writer:
+    """Appends rows to `metrics.jsonl` and TensorBoard; rows after `step` are taken back first.
+
+    Only the first process of several writes.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, step: int):
+        workdir = epath.Path(workdir)
+        import tensorboardX  # slow to import: it looks for torch
+
+        self._path = workdir / FILE
+        self._active = jax.process_index() == 0
+        if self._active:
+            write_json_lines(self._path, [row for row in read(workdir) if row["step"] <= step])
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+            )
+
+    def write(self, row: Row) -> None:
+        """Writes one row; `row["step"]` counts optimizer steps."""
+        if not self._active:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps(row | {"step": int(row["step"])}, allow_nan=False) + "\n")
+        for name, value in row.items():
+            self._events.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        """Flushes what is buffered."""
+        if self._active:
+            self._events.close()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def thin(rows: Sequence[Any], most: int) -> list[Any]:
+    """Returns at most `most` of the rows, evenly spaced, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]

@@ -1,0 +1,163 @@
+"""From a configuration to a finished run: the parts, put together."""
+
+import logging
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from etils import epath
+from rich.console import Console
+
+from unipt_jax.config import schema
+from unipt_jax.core import trees
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.data import builders, pipeline, tokenization
+from unipt_jax.models import variants
+from unipt_jax.models.dual_encoder import DualEncoder
+from unipt_jax.training import curves, loop, metrics, objective, optimizer, state, step
+from unipt_jax.training.checkpoints import Checkpoints
+
+log = logging.getLogger(__name__)
+TOKENIZER_DIRECTORY = "tokenizer"
+
+
+def build_model(config: schema.Pretrain, tokenizer: tokenization.Tokenizer) -> DualEncoder:
+    """Returns the dual encoder that a configuration describes.
+
+    Raises:
+        ConfigError: a variant is unknown, or the text is longer than the encoder's positions.
+    """
+    spec = variants.dual_encoder(
+        config.model.image,
+        config.model.text,
+        image_size=(config.image.height, config.image.width),
+        vocab_size=tokenizer.vocab_size,
+        embedding_dim=config.model.embedding_dim,
+        pool_padding=config.model.pool_padding,
+        dropout=config.model.dropout,
+        temperature=config.contrastive.temperature,
+        logit_scale=config.contrastive.logit_scale,
+    )
+    if config.text.length > spec.text.max_positions:
+        raise ConfigError(
+            f"text.length={config.text.length} exceeds the {spec.text.max_positions} positions "
+            f"of model.text={config.model.text!r}"
+        )
+    return DualEncoder(spec, dtype=jnp.dtype(config.dtype))
+
+
+def abstract_params(model: DualEncoder) -> Any:
+    """Returns the shapes and types of a model's parameters; nothing is allocated."""
+    spec = model.spec
+    height, width = spec.image.image_size
+    batch = {
+        "image": jnp.zeros((1, height, width, 3), jnp.uint8),
+        "text": jnp.zeros((1, 3), jnp.int32),
+        "text_mask": jnp.ones((1, 3), bool),
+        "masked_text": jnp.zeros((1, 3), jnp.int32),
+        "mlm_positions": jnp.zeros((1, 1), jnp.int32),
+    }
+    initialise = lambda key: model.init(key, batch, train=False)["params"]  # noqa: E731
+    return nn.meta.unbox(jax.eval_shape(initialise, jax.random.key(0)))
+
+
+def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
+    """Pre-trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
+
+    With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one.
+
+    Raises:
+        ConfigError: a value does not fit the data, the model or the devices.
+        DataError: the data set or the tokenizer cannot be read.
+        CheckpointError: the checkpoint is not one of this model.
+        DivergenceError: a metric became NaN or infinite.
+    """
+    workdir = epath.Path(workdir)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    split = builders.open_split(config.data, "train")
+    tokenizer = tokenization.load(config.text.tokenizer)
+    tokenizer.save(workdir / TOKENIZER_DIRECTORY)
+    model = build_model(config, tokenizer)
+    dataset = pipeline.train_batches(
+        split,
+        tokenizer,
+        pipeline.Preprocess(
+            height=config.image.height,
+            width=config.image.width,
+            flip=config.image.flip,
+            length=config.text.length,
+            buckets=config.text.buckets,
+            mlm_probability=config.mlm.probability,
+            whole_word=config.mlm.whole_word,
+        ),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        quarantine=config.on_bad_record == "quarantine",
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    pairs = len(split.pairs[0])
+    steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
+    schedule = optimizer.learning_rate_schedule(
+        peak=config.optimizer.learning_rate,
+        steps=steps,
+        warmup=config.optimizer.warmup,
+        decay=config.optimizer.decay,
+    )
+    adamw = optimizer.make_optimizer(
+        schedule,
+        beta1=config.optimizer.beta1,
+        beta2=config.optimizer.beta2,
+        epsilon=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+    )
+    example = put_batch(dataset[0], mesh)
+    train_state, shardings = state.create(model, example, adamw, seed=config.seed, mesh=mesh)
+    train_step = step.make_train_step(
+        objective=objective.pretraining(
+            model, mlm_weight=config.mlm.weight, negatives=config.contrastive.negatives
+        ),
+        optimizer=adamw,
+        schedule=schedule,
+        accumulate=config.accumulate,
+    )
+    log.info(
+        "%d devices as %s; %s parameters; %d pairs, batch %d, %d steps",
+        mesh.size,
+        dict(mesh.shape),
+        f"{trees.count_parameters(train_state.params):,}",
+        pairs,
+        config.batch_size,
+        steps,
+    )
+    with Checkpoints.open(workdir, keep=config.keep_checkpoints) as checkpoints:
+        data: dict[str, Any] = {"next_batch": 0}
+        if resume and checkpoints.latest_step() is not None:
+            train_state, data = checkpoints.restore(train_state, shardings)
+            log.info("resumed %s at step %d", workdir, int(train_state.step))
+        with (
+            pipeline.Batches(dataset, start=data["next_batch"], workers=config.workers) as batches,
+            metrics.Writer(workdir, step=int(train_state.step)) as writer,
+        ):
+            loop.train(
+                state=train_state,
+                train_step=loop.jit_step(train_step, shardings, mesh),
+                batches=batches,
+                mesh=mesh,
+                steps=steps,
+                log_every=config.log_every,
+                checkpoint_every=config.checkpoint_every,
+                checkpoints=checkpoints,
+                writer=writer,
+                quarantine=workdir / "quarantine.jsonl",
+                config=schema.to_dict(config),
+            )
+    if jax.process_index() == 0:
+        rows = metrics.read(workdir)
+        Console().print(curves.table(rows))
+        curves.plot(rows, workdir / "loss.png")
+        print(f"loss curve: {workdir / 'loss.png'}")

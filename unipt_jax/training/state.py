@@ -1,0 +1,78 @@
+"""Everything that changes while training, as one tree of arrays."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt
+
+from unipt_jax.core import random
+from unipt_jax.core.sharding import parameter_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything of a run that a step changes.
+
+    Attributes:
+        step: int32[], the number of optimizer steps taken.
+        params: the model's parameters, float32.
+        opt_state: the optimizer's state.
+        key: the run's typed random key; never split: a step draws from streams that are folded out
+            of it by name and step.
+
+    The same structure also holds shapes or shardings, hence the open types.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    key: Any
+
+    def apply_gradients(
+        self, gradients: Any, optimizer: optax.GradientTransformation
+    ) -> "TrainState":
+        """Returns the state one optimizer step later."""
+        updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
+
+
+def create(
+    model: nn.Module,
+    example: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    mesh: Mesh,
+) -> tuple[TrainState, TrainState]:
+    """Initialises a state, each array straight onto its devices.
+
+    `example` is a batch that the model's `__call__` takes; its shapes and types alone matter.
+
+    Returns:
+        The state and, of the same structure, its shardings.
+    """
+
+    def initialise(seed: UInt[Array, ""]) -> TrainState:
+        key = jax.random.key(seed)
+        zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), example)
+        params = model.init(random.stream(key, "params", 0), zeros, train=False)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            key=key,
+        )
+
+    abstract = jax.eval_shape(initialise, jax.ShapeDtypeStruct((), jnp.uint32))
+    shardings = parameter_shardings(abstract, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda seed: nn.meta.unbox(initialise(seed)), out_shardings=shardings)(
+            jnp.uint32(seed)
+        )
+    return state, shardings
