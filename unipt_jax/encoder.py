@@ -33,13 +33,15 @@ class Processor:
     tokenizer: tokenization.Tokenizer
     length: int
 
-    def images(self, batch: Sequence[ImageLike]) -> UInt8[np.ndarray, "N H W 3"]:
+    def images(self, batch: Sequence[ImageLike], *, first: int = 0) -> UInt8[np.ndarray, "N H W 3"]:
         """Reads paths, Pillow images or uint8[H, W, 3] arrays and resizes them.
+
+        Messages number the images from `first`.
 
         Raises:
             DataError: an image cannot be read (named), or an array is of another shape or type.
         """
-        decoded = [_pixels(image, index) for index, image in enumerate(batch)]
+        decoded = [_pixels(image, index) for index, image in enumerate(batch, first)]
         return np.stack([images.resize(image, self.height, self.width) for image in decoded])
 
     def texts(self, batch: Sequence[str]) -> dict[str, np.ndarray]:
@@ -65,15 +67,20 @@ class Encoder:
         """Embeds paths, Pillow images or uint8[H, W, 3] arrays; rows have length 1.
 
         Raises:
-            DataError: as `Processor.images`.
+            DataError: as `Processor.images`, or `batch` is a bare string.
         """
         parts = [
-            self._images(self.params, self.processor.images(part)) for part in self._cut(batch)
+            self._images(self.params, self.processor.images(part, first=index * self.batch_size))
+            for index, part in enumerate(self._cut(batch))
         ]
         return self._join(parts)
 
     def encode_texts(self, batch: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        """Embeds sentences, cut to the model's text length; rows have length 1."""
+        """Embeds sentences, cut to the model's text length; rows have length 1.
+
+        Raises:
+            DataError: `batch` is a bare string.
+        """
         parts = [
             self._texts(self.params, **self.processor.texts(part)) for part in self._cut(batch)
         ]
@@ -96,6 +103,8 @@ class Encoder:
         )
 
     def _cut(self, batch: Sequence[Any]) -> list[Sequence[Any]]:
+        if isinstance(batch, str):  # A sequence too: of letters.
+            raise DataError(f"expected a list, not the bare string {batch!r}; put it in brackets")
         return [batch[at : at + self.batch_size] for at in range(0, len(batch), self.batch_size)]
 
     def _join(self, parts: list[jax.Array]) -> np.ndarray:
@@ -113,6 +122,8 @@ def load(directory: str | Path) -> Encoder:
     if not (path / CONFIG_FILE).exists():
         raise CheckpointError(f"{path} holds no {CONFIG_FILE}: it is not the directory of a run")
     config = schema.build(read_json(path / CONFIG_FILE))
+    if not isinstance(config, schema.Pretrain):
+        raise CheckpointError(f"{path} holds the result of stage {config.stage!r}, not a model")
     tokenizer = tokenization.load(str(path / run.TOKENIZER_DIRECTORY))
     model = run.build_model(config, tokenizer)
     processor = Processor(config.image.height, config.image.width, tokenizer, config.text.length)
@@ -128,8 +139,8 @@ def _pixels(image: ImageLike, index: int) -> np.ndarray:
             raise DataError(f"image {index}: {path}: no such file")
         return images.decode(path.read_bytes(), str(path))
     if isinstance(image, Image.Image):
-        return images.to_rgb(image)
-    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        return images.to_rgb(image, f"image {index}")
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
         raise DataError(f"image {index} is {image.dtype}{image.shape}, expected uint8[H, W, 3]")
     return image
 

@@ -22,7 +22,10 @@ def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn
     failure. `config.json` in the work directory holds the configuration; a resumed run must agree
     with it.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # Forced: absl, once imported, has put a handler of its own in the way.
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
     try:

@@ -47,13 +47,27 @@ def decode(content: bytes, where: str) -> UInt8[np.ndarray, "H W 3"]:
         raise _undecodable(where, "the file is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            image.load()
-            return np.array(_to_rgb(_upright(image)))
+            return to_rgb(image, where)
+    except DataError:
+        raise
     except Image.UnidentifiedImageError:
         start = content[:16]
         raise _undecodable(where, f"not an image; it starts with {start!r}") from None
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged bytes.
+        raise _undecodable(where, str(error) or type(error).__name__) from error
+
+
+def to_rgb(image: Image.Image, where: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Turns an opened Pillow image of any mode into RGB values 0..255, as `decode` does.
+
+    Raises:
+        DataError: the image is truncated, or of more than `MAX_PIXELS`.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise _undecodable(where, f"{image.width} x {image.height} pixels are too many")
+    try:
+        image.load()
+        return np.array(_to_rgb(_upright(image)))
     except Exception as error:  # Pillow's plugins raise many kinds on damaged bytes.
         raise _undecodable(where, str(error) or type(error).__name__) from error
 

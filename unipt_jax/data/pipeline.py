@@ -189,6 +189,8 @@ class Batches(Iterator[Example]):
 
     def __next__(self) -> Example:
         """Returns the next batch."""
+        if self._iterator is None:
+            raise ValueError("these batches are closed")
         batch = next(self._iterator)
         self._next += 1
         return batch
@@ -199,7 +201,10 @@ class Batches(Iterator[Example]):
 
     def close(self) -> None:
         """Stops reading ahead; without it, interpreter exit is noisy."""
-        self._iterator.close()
+        # Grain's iterator is let go of too: one that lives until the exit is noisy though closed.
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
 
     def __enter__(self) -> "Batches":
         return self

@@ -9,16 +9,17 @@ from rich.table import Table
 
 from unipt_jax.training.metrics import Row, thin
 
-COLUMNS = ("loss", "loss/contrastive", "loss/mlm", "learning_rate", "examples_per_second")
+LOSSES = ("loss", "loss/contrastive", "loss/mlm")
 
 
 def table(rows: Sequence[Row], most: int = 12) -> Table:
     """Returns at most `most` evenly spaced rows of `metrics.jsonl`."""
     made = Table(title="Training")
-    for name in ("step", *COLUMNS):
+    for name in ("step", *LOSSES, "learning rate", "examples/s"):
         made.add_column(name, justify="right")
     for row in thin(rows, most):
-        made.add_row(str(int(row["step"])), *(f"{row[name]:.4g}" for name in COLUMNS))
+        values = [row[name] for name in (*LOSSES, "learning_rate", "examples_per_second")]
+        made.add_row(str(int(row["step"])), *(f"{value:.4g}" for value in values))
     return made
 
 
@@ -28,7 +29,7 @@ def plot(rows: Sequence[Row], path: epath.PathLike) -> None:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
         steps = [row["step"] for row in rows]
-        for name in COLUMNS[:3]:
+        for name in LOSSES:
             losses.plot(steps, [row[name] for row in rows], label=name)
         losses.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
         losses.legend(frameon=False)

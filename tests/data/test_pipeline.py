@@ -1,0 +1,543 @@
+"""Batches: each pair once an epoch, a function of seed and number alone, and exactly resumable."""
+
+import collections
+import dataclasses
+import io
+import itertools
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+
+from unipt_jax.core.errors import DataError
+from unipt_jax.data import builders, pipeline, tokenization
+from unipt_jax.data.annotations import Record
+
+HEIGHT, WIDTH, LENGTH = 32, 16, 24
+WORDS = [
+    "man",
+    "woman",
+    "red",
+    "blue",
+    "shirt",
+    "white",
+    "black",
+    "shoes",
+    "bag",
+    "jeans",
+    "jacket",
+    "with",
+    "and",
+    "the",
+    "wearing",
+]
+BAD = 4  # the image that some tests truncate
+
+# Image n has 1, 2 or 3 captions: 13 images, 25 pairs. Captions are of 2 to 6 words, some of 10, and
+# some of more tokens than fit; each names its pair's number, so that no two are alike.
+COUNTS = [1 + number % 3 for number in range(13)]
+PAIR_IMAGES = [number for number, count in enumerate(COUNTS) for _ in range(count)]
+PAIRS = len(PAIR_IMAGES)
+
+
+def caption(pair):
+    words = {0: 40, 1: 10}.get(pair % 7, 1 + pair % 5)
+    return " ".join([str(pair), *(WORDS[(pair + word) % len(WORDS)] for word in range(words))])
+
+
+CAPTIONS = [caption(pair) for pair in range(PAIRS)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The images, of different sizes and full of noise."""
+    root = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    for number in range(len(COUNTS)):
+        noise = rng.integers(256, size=(40 + number, 20 + 2 * number, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def directory(source, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("prepared")
+    records, captions = [], iter(CAPTIONS)
+    for number, count in enumerate(COUNTS):
+        taken = tuple(itertools.islice(captions, count))
+        records.append(Record(f"{number}.png", taken, f"toy/{number // 2}", "train", number))
+    builders.write(
+        records,
+        source=source,
+        name="toy",
+        workdir=workdir,
+        tokenizer="examples/tokenizer",
+        quarantined=0,
+        notices={},
+    )
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def split(directory):
+    return builders.open_split(directory, "train")
+
+
+@pytest.fixture(scope="module")
+def broken(split):
+    """The split with one image cut in the middle of its bytes."""
+    examples = [
+        entry
+        | {
+            "captions": [text.encode() for text in entry["captions"]],
+            "path": entry["path"].encode(),
+        }
+        for entry in (split.images[number] for number in range(len(split.images)))
+    ]
+    content = io.BytesIO()
+    noise = np.random.default_rng(1).integers(256, size=(64, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(content, "JPEG")
+    examples[BAD]["image"] = content.getvalue()[: len(content.getvalue()) // 2]
+    return dataclasses.replace(split, images=builders.Images(examples))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenization.load("examples/tokenizer")
+
+
+@pytest.fixture(scope="module")
+def ids():
+    """Each caption's ids, not cut, by the library that is underneath."""
+    backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
+    encoded = [backend.encode(text).ids for text in CAPTIONS]
+    assert len({tuple(entry) for entry in encoded}) == PAIRS
+    assert len({min(len(entry), LENGTH) for entry in encoded}) > 3
+    assert max(map(len, encoded)) > LENGTH
+    return encoded
+
+
+def preprocess(**changes):
+    values = {
+        "height": HEIGHT,
+        "width": WIDTH,
+        "flip": 0.5,
+        "length": LENGTH,
+        "buckets": (),
+        "mlm_probability": 0.15,
+        "whole_word": False,
+    }
+    return pipeline.Preprocess(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def make(split, tokenizer):
+    """Returns data sets of batches; keywords that `Preprocess` knows go there."""
+    fields = {field.name for field in dataclasses.fields(pipeline.Preprocess)}
+
+    def build(split=split, batch_size=5, seed=0, **options):
+        how = {name: options.pop(name) for name in fields & options.keys()}
+        return pipeline.train_batches(
+            split, tokenizer, preprocess(**how), batch_size=batch_size, seed=seed, **options
+        )
+
+    return build
+
+
+def records(dataset, batches):
+    return np.concatenate([dataset[number]["record"] for number in range(batches)]).tolist()
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for ours, theirs in zip(batches, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value.dtype == theirs[name].dtype, name
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def rows(batch):
+    """Returns the batch as a multiset of examples, all arrays in each."""
+    names = sorted(batch)
+    return collections.Counter(
+        tuple(batch[name][row].tobytes() for name in names) for row in range(len(batch["record"]))
+    )
+
+
+def cut(entry, end):
+    return entry if len(entry) <= LENGTH else [*entry[: LENGTH - 1], end]
+
+
+# ---------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 7, 25, 30])
+def test_each_epoch_holds_each_pair_once(make, batch_size):
+    """P28: also where batches span epochs, and where one batch is more than an epoch."""
+    epochs = 3
+    seen = records(make(batch_size=batch_size), -(-epochs * PAIRS // batch_size))
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * PAIRS : (epoch + 1) * PAIRS]) == list(range(PAIRS))
+
+
+def test_epochs_and_seeds_differ_in_their_order(make):
+    orders = [records(make(seed=seed), 15) for seed in (0, 1, 2**32 - 1)]
+    epochs = [tuple(order[at : at + PAIRS]) for order in orders for at in (0, PAIRS, 2 * PAIRS)]
+    assert len(set(epochs)) == len(epochs) == 9
+    assert tuple(range(PAIRS)) not in epochs
+
+
+def test_epochs_and_seeds_differ_in_flips_and_masks(make):
+    """The second time a caption comes, other tokens are hidden and the image is flipped anew."""
+
+    def by_record(dataset, epoch):
+        found = {}
+        for number in range(5 * epoch, 5 * epoch + 5):
+            batch = dataset[number]
+            for row, record in enumerate(batch["record"].tolist()):
+                found[record] = (batch["image"][row].tobytes(), batch["masked_text"][row].tobytes())
+        return found
+
+    first, second = by_record(make(), 0), by_record(make(), 1)
+    other = by_record(make(seed=1), 0)
+    for examples in (second, other):
+        for part in range(2):
+            changed = sum(first[pair][part] != examples[pair][part] for pair in range(PAIRS))
+            assert changed >= 5
+
+
+def test_a_batch_depends_on_its_number_alone(make):
+    """Batches from fresh data sets, in any order, are equal in all arrays."""
+    forwards, backwards = make(buckets=(8, 16)), make(buckets=(8, 16))
+    last_first = [backwards[number] for number in reversed(range(8))][::-1]
+    assert_same([forwards[number] for number in range(8)], last_first)
+    assert_same([make(buckets=(8, 16))[6]], [forwards[6]])
+
+
+def test_an_empty_split_is_an_error(split, make):
+    nothing = np.zeros(0, np.int32)
+    empty = dataclasses.replace(
+        split,
+        images=builders.Images([]),
+        caption_counts=nothing,
+        identities=nothing,
+        text_lengths=nothing,
+    )
+    with pytest.raises(DataError, match="'train' is empty"):
+        make(split=empty)
+
+
+# ---------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("stop", [0, 3, 5, 11])
+def test_resuming_goes_on_with_the_same_batches(make, stop):
+    """P26, P28: at the start, within an epoch, at its end, and in a later one."""
+    expected = [make()[number] for number in range(15)]
+    with pipeline.Batches(make()) as batches:
+        before = list(itertools.islice(batches, stop))
+        state = batches.state()
+    assert state == {"next_batch": stop}
+    with pipeline.Batches(make(), start=state["next_batch"]) as batches:
+        after = list(itertools.islice(batches, 15 - stop))
+        assert batches.state() == {"next_batch": 15}
+    assert_same(before + after, expected)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("first", "second"), [(2, 0), (0, 2)])
+def test_workers_change_nothing(make, first, second):
+    """P26: worker processes give the batches that threads give, also after an interruption."""
+    dataset = make(buckets=(8, 16))
+    expected = [dataset[number] for number in range(8)]
+    with pipeline.Batches(dataset, workers=first) as batches:
+        before = [next(batches) for _ in range(4)]
+        state = batches.state()
+    with pipeline.Batches(dataset, start=state["next_batch"], workers=second) as batches:
+        after = [next(batches) for _ in range(4)]
+        assert batches.state() == {"next_batch": 8}
+    assert_same(before + after, expected)
+
+
+def test_state_counts_what_was_given_out(make):
+    """P26: batches that were read ahead and not taken come again."""
+    with pipeline.Batches(make(), start=2) as batches:
+        time.sleep(0.3)
+        assert batches.state() == {"next_batch": 2}
+        for _ in range(3):
+            next(batches)
+        time.sleep(0.3)
+        assert batches.state() == {"next_batch": 5}
+        assert_same([next(batches)], [make()[5]])
+
+
+def test_closed_batches_say_so(make):
+    with pipeline.Batches(make()) as batches:
+        next(batches)
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+    assert batches.state() == {"next_batch": 1}
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+def test_processes_share_each_batch(make):
+    """P35: their parts are disjoint, cover the batch, and hold the same examples to the bit."""
+    whole = make(batch_size=4)
+    parts = [make(batch_size=4, process_index=index, process_count=2) for index in (0, 1)]
+    for number in range(14):
+        halves = [part[number] for part in parts]
+        assert [len(half["record"]) for half in halves] == [2, 2]
+        assert rows(halves[0]) + rows(halves[1]) == rows(whole[number])
+    seen = [pair for number in range(7) for part in parts for pair in part[number]["record"]]
+    assert len(set(seen[:24])) == 24  # six batches of four, of an epoch of 25
+    assert set(seen) == set(range(PAIRS))
+
+
+def test_a_process_resumes_where_another_number_of_processes_stopped(make):
+    """P26, P35: the state of a run on one process is that of a run on two."""
+    whole = make(batch_size=6)
+    with pipeline.Batches(whole) as batches:
+        for _ in range(3):
+            next(batches)
+        start = batches.state()["next_batch"]
+    found = collections.Counter()
+    for index in (0, 1):
+        part = make(batch_size=6, process_index=index, process_count=2)
+        with pipeline.Batches(part, start=start) as batches:
+            found += rows(next(batches))
+    assert found == rows(whole[3])
+
+
+def test_processes_must_divide_the_batch(make):
+    with pytest.raises(DataError, match="batch_size=5 cannot be split over 2 processes"):
+        make(batch_size=5, process_count=2)
+
+
+# ---------------------------------------------------------------------------- contents
+
+
+@pytest.mark.parametrize(("size", "predictions"), [(5, 3), (4, 3)])
+def test_shapes_and_types(make, size, predictions):
+    """15 % of the 22 ordinary tokens that fit are 3.3, so 3 predictions at most."""
+    batch = make(batch_size=size)[0]
+    assert {name: (value.dtype.name, value.shape) for name, value in batch.items()} == {
+        "image": ("uint8", (size, HEIGHT, WIDTH, 3)),
+        "text": ("int32", (size, LENGTH)),
+        "text_mask": ("bool", (size, LENGTH)),
+        "masked_text": ("int32", (size, LENGTH)),
+        "mlm_positions": ("int32", (size, predictions)),
+        "mlm_labels": ("int32", (size, predictions)),
+        "mlm_mask": ("bool", (size, predictions)),
+        "identity": ("int32", (size,)),
+        "record": ("int32", (size,)),
+        "valid": ("bool", (size,)),
+    }
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_images_are_resized_and_flipped(source, make, flip):
+    plain = []
+    for number in range(len(COUNTS)):
+        with Image.open(source / f"{number}.png") as image:
+            resized = image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        plain.append(np.asarray(resized))
+    flipped = 0
+    for number in range(5):
+        batch = make(flip=flip)[number]
+        for image, pair in zip(batch["image"], batch["record"], strict=True):
+            expected = plain[PAIR_IMAGES[pair]]
+            mirrored = np.array_equal(image, expected[:, ::-1])
+            assert mirrored or np.array_equal(image, expected)
+            flipped += mirrored
+    assert {0.0: flipped == 0, 0.5: 5 <= flipped <= 20, 1.0: flipped == 25}[flip]
+
+
+def test_text_and_labels(make, ids):
+    """P97: the clean text is the plain tokenisation, whatever is masked in its copy."""
+    backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
+    pad, end = backend.token_to_id("[PAD]"), backend.token_to_id("[SEP]")
+    changed = 0
+    for number in range(5):
+        batch = make()[number]
+        assert batch["valid"].all()
+        for row, pair in enumerate(batch["record"].tolist()):
+            expected = cut(ids[pair], end)
+            count = len(expected)
+            assert batch["identity"][row] == PAIR_IMAGES[pair] // 2
+            text, masked = batch["text"][row], batch["masked_text"][row]
+            assert text[:count].tolist() == expected
+            assert (text[count:] == pad).all() and (masked[count:] == pad).all()
+            assert batch["text_mask"][row].tolist() == [True] * count + [False] * (LENGTH - count)
+            chosen = batch["mlm_mask"][row]
+            # 15 % of the tokens between [CLS] and [SEP], rounded; one at least.
+            assert chosen.sum() == max(1, int((count - 2) * 0.15 + 0.5))
+            positions = batch["mlm_positions"][row][chosen]
+            assert len(set(positions)) == chosen.sum()
+            assert ((positions > 0) & (positions < count - 1)).all()
+            assert (batch["mlm_labels"][row][chosen] == text[positions]).all()
+            assert not chosen[chosen.sum() :].any()
+            assert not batch["mlm_labels"][row][~chosen].any()
+            assert not batch["mlm_positions"][row][~chosen].any()
+            different = np.flatnonzero(text != masked)
+            assert set(different) <= set(positions)
+            changed += len(different)
+    assert changed >= 20
+
+
+def test_masking_everything_and_nothing(make, ids):
+    """P97, by its own provocation: probability 1 leaves the clean text as it is."""
+    backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
+    end, mask = backend.token_to_id("[SEP]"), backend.token_to_id("[MASK]")
+    all_of_it, none_of_it = make(mlm_probability=1.0), make(mlm_probability=0.0)
+    hidden = ordinary = 0
+    for number in range(5):
+        full, bare = all_of_it[number], none_of_it[number]
+        assert full["mlm_positions"].shape == (5, LENGTH - 2)
+        assert bare["mlm_positions"].shape == (5, 1)
+        assert not bare["mlm_mask"].any()
+        assert (bare["masked_text"] == bare["text"]).all()
+        assert (bare["text"] == full["text"]).all()
+        for row, pair in enumerate(full["record"].tolist()):
+            expected = cut(ids[pair], end)
+            count = len(expected)
+            assert full["text"][row][:count].tolist() == expected
+            chosen = full["mlm_mask"][row]
+            assert full["mlm_positions"][row][chosen].tolist() == list(range(1, count - 1))
+            assert full["mlm_labels"][row][chosen].tolist() == expected[1:-1]
+            hidden += (full["masked_text"][row] == mask).sum()
+            ordinary += count - 2
+    assert 0.65 < hidden / ordinary < 0.95  # 80 % in the long run
+
+
+# ---------------------------------------------------------------------------- buckets
+
+
+@pytest.mark.parametrize("buckets", [(8, 16), (16, 8), (8,), (16,)])
+def test_text_is_trimmed_to_the_smallest_bucket(make, ids, buckets):
+    """P84: no token is cut, and nothing but padding is missing."""
+    trimmed, full = make(batch_size=3, buckets=buckets), make(batch_size=3)
+    lengths = set()
+    for number in range(17):
+        ours, theirs = trimmed[number], full[number]
+        longest = max(len(ids[pair]) for pair in theirs["record"])
+        expected = min([size for size in buckets if size >= longest], default=LENGTH)
+        # 15 % of 6, 14 and 22 ordinary tokens.
+        predictions = {8: 1, 16: 2, 24: 3}[expected]
+        lengths.add(expected)
+        for name in ("text", "text_mask", "masked_text"):
+            assert ours[name].shape == (3, expected)
+            np.testing.assert_array_equal(ours[name], theirs[name][:, :expected])
+        for name in ("mlm_positions", "mlm_labels", "mlm_mask"):
+            assert ours[name].shape == (3, predictions)
+            np.testing.assert_array_equal(ours[name], theirs[name][:, :predictions])
+        assert not theirs["text_mask"][:, expected:].any()
+        assert not theirs["mlm_mask"][:, predictions:].any()
+        for name in ("image", "identity", "record", "valid"):
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    assert lengths == {*buckets, LENGTH}
+
+
+def test_processes_agree_on_the_bucket(make, ids):
+    """P84: though the longest caption is with one of them alone."""
+    parts = [
+        make(batch_size=4, buckets=(8, 16), process_index=index, process_count=2)
+        for index in (0, 1)
+    ]
+    disagree = 0
+    for number in range(14):
+        halves = [part[number] for part in parts]
+        longest = [max(len(ids[pair]) for pair in half["record"]) for half in halves]
+        sizes = [min([n for n in (8, 16) if n >= most], default=LENGTH) for most in longest]
+        disagree += sizes[0] != sizes[1]
+        for half in halves:
+            assert half["text"].shape == half["text_mask"].shape == (2, max(sizes))
+            assert half["mlm_mask"].shape == (2, {8: 1, 16: 2, 24: 3}[max(sizes)])
+    assert disagree > 3
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "lengths"), [("another", np.full(PAIRS, 3)), ("", np.zeros(0))]
+)
+def test_lengths_of_another_tokenizer_are_ignored(split, make, fingerprint, lengths):
+    other = dataclasses.replace(
+        split, tokenizer_fingerprint=fingerprint, text_lengths=lengths.astype(np.int32)
+    )
+    expected = [make(batch_size=3)[number] for number in range(9)]
+    dataset = make(split=other, batch_size=3, buckets=(8, 16))
+    assert_same([dataset[number] for number in range(9)], expected)
+
+
+# ---------------------------------------------------------------------------- damage
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_image_is_named(broken, make, workers):
+    """P31: neither threads nor worker processes hang on it."""
+    begin = time.monotonic()
+    with (
+        pipeline.Batches(make(split=broken), workers=workers) as batches,
+        pytest.raises(DataError, match=f"train {BAD}.png: cannot be decoded"),
+    ):
+        for _ in range(5):
+            next(batches)
+    assert time.monotonic() - begin < 45
+
+
+def test_quarantine_leaves_out_one_record_alone(broken, make):
+    """The bad image's pairs are marked; every other example is what it would have been."""
+    backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
+    bad = [pair for pair, number in enumerate(PAIR_IMAGES) if number == BAD]
+    assert len(bad) == 2
+    with pipeline.Batches(make(split=broken, quarantine=True)) as batches:
+        found = [next(batches) for _ in range(5)]
+    for number, batch in enumerate(found):
+        expected = make()[number]
+        np.testing.assert_array_equal(batch["record"], expected["record"])
+        np.testing.assert_array_equal(batch["valid"], ~np.isin(batch["record"], bad))
+        for name, value in batch.items():
+            assert value.dtype == expected[name].dtype
+            np.testing.assert_array_equal(value[batch["valid"]], expected[name][batch["valid"]])
+        for row in np.flatnonzero(~batch["valid"]):
+            assert not batch["image"][row].any() and not batch["mlm_mask"][row].any()
+            ends = [backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")]
+            assert batch["text"][row][batch["text_mask"][row]].tolist() == ends
+    assert sum((~batch["valid"]).sum() for batch in found) == 2
+
+
+SCRIPT = """
+import sys
+
+from unipt_jax.data import builders, pipeline, tokenization
+
+if __name__ == "__main__":
+    dataset = pipeline.train_batches(
+        builders.open_split(sys.argv[1], "train"),
+        tokenization.load("examples/tokenizer"),
+        pipeline.Preprocess(32, 16, 0.5, 24, (), 0.15, False),
+        batch_size=5,
+        seed=0,
+    )
+    with pipeline.Batches(dataset, workers=2) as batches:
+        print([next(batches)["record"].tolist() for _ in range(3)])
+"""
+
+
+@pytest.mark.timeout(120)
+def test_exit_is_silent_with_workers(directory, make, tmp_path):
+    """P107: no word on stderr of leaked shared memory or half-destroyed modules."""
+    script = tmp_path / "read.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    dataset = make()
+    assert done.stdout.strip() == str([dataset[number]["record"].tolist() for number in range(3)])
