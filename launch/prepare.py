@@ -12,20 +12,30 @@ from unipt_jax.config.command_line import main
 from unipt_jax.data import annotations, builders, tokenization
 
 
-def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
-    """Prepares `workdir`; with `resume`, only an incomplete one, from its start."""
-    if resume and (workdir / builders.MANIFEST).exists():
-        print(builders.summary(builders.read_manifest(workdir)))
-        return
-    if config.tokenizer:
-        tokenization.load(config.tokenizer)  # Fails before the images are decoded, not after.
-    records, problems = annotations.read(
+def read(config: schema.Prepare) -> tuple[list[annotations.Record], list[annotations.Problem]]:
+    """Reads the annotations."""
+    return annotations.read(
         config.dataset,
         config.source,
         config.annotations,
         validation=config.validation,
         seed=config.seed,
     )
+
+
+def check(config: schema.Prepare) -> None:
+    """Raises what is wrong with the annotation file as a whole or with the tokenizer."""
+    read(config)
+    if config.tokenizer:
+        tokenization.load(config.tokenizer)
+
+
+def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
+    """Prepares `workdir`; with `resume`, only an incomplete one, from its start."""
+    if resume and (workdir / builders.MANIFEST).exists():
+        print(builders.summary(builders.read_manifest(workdir)))
+        return
+    records, problems = read(config)
     problems += builders.check_images(records, config.source)
     left_out = builders.set_aside(problems, workdir, stop=config.on_bad_record == "stop")
     builders.write(
@@ -41,4 +51,4 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(run, doc=__doc__)
+    main(run, doc=__doc__, check=check)

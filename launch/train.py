@@ -1,11 +1,10 @@
-"""Trains in --workdir after a configuration of configs/: checkpoints, metrics.jsonl, loss.png."""
+"""Trains in --workdir after a configuration of configs/: checkpoints, metrics.jsonl, loss.png.
+
+python launch/train.py --config=configs/pretrain.py --config.data=DIR --workdir=DIR
+"""
 
 from unipt_jax.config import command_line
 from unipt_jax.training import run
 
-STAGES = {"pretrain": run.pretrain}
-
 if __name__ == "__main__":
-    command_line.main(
-        lambda config, workdir, resume: STAGES[config.stage](config, workdir, resume), __doc__
-    )
+    command_line.main(run.pretrain, __doc__, check=run.check)

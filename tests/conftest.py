@@ -1,5 +1,6 @@
 """Eight virtual devices and strict array semantics for every test."""
 
+import importlib.util
 import os
 
 import jax
@@ -16,3 +17,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def key() -> jax.Array:
     """The typed random key that tests start from."""
     return jax.random.key(0)
+
+
+def pytest_report_header() -> str:
+    """Says what a run without PyTorch cannot show."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed: tests that compare with it are SKIPPED"
+    return "tests that compare with PyTorch run"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from unipt_jax.config import load
+from unipt_jax.core.errors import ConfigError
 
 VARIANTS = ["", "vit_b16", "deit_s", "released", "demo", "deit_s,released"]
 
@@ -55,3 +56,9 @@ def test_every_layout_can_be_prepared(name):
 
 def test_the_demo_needs_no_source():
     assert load.load("configs/prepare.py:demo").source == "examples/pedestrians"
+
+
+def test_pooling_over_padding_refuses_buckets():
+    """Embeddings would otherwise depend on the longest caption that happens to be in the batch."""
+    with pytest.raises(ConfigError, match=r"needs text\.buckets=\(\)"):
+        load.load("configs/pretrain.py", {"data": "x", "model.pool_padding": True})

@@ -238,9 +238,17 @@ def test_overwrite_removes_nothing_when_the_configuration_is_wrong(call, tmp_pat
 def test_resume_keeps_the_configuration_on_disk(call, tmp_path):
     call("--config.seed=1")
     before = (tmp_path / "run" / "config.json").read_bytes()
-    code, _, _, [(config, _, resume)] = call("--config.log_every=9", "--resume")
+    code, _, _, [(config, _, resume)] = call("--config.seed=1", "--config.log_every=9", "--resume")
     assert (code, config.log_every, resume) == (0, 9, True)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_resume_with_other_values_is_refused(call):
+    """What a parameter depends on must agree; both values are named."""
+    call("--config.seed=1")
+    code, _, errors, runs = call("--config.seed=2", "--resume")
+    assert (code, runs) == (2, [])
+    assert "seed: 1 before, 2 now" in errors
 
 
 def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):
@@ -259,3 +267,20 @@ def test_what_is_written_can_be_read_back_as_overrides(call, file, tmp_path):
         for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
             overrides[f"{name}.{key}".rstrip(".")] = str(entry)
     assert load.load(file, overrides) == schema.build(written)
+
+
+def test_a_mistake_found_by_the_check_removes_nothing(tmp_path, capsys):
+    """--overwrite empties a work directory only once the configuration is known to work."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    (workdir / "precious").write_text("weights")
+
+    def refuse(config):
+        raise DataError("no such data")
+
+    arguments = ["--config=configs/prepare.py:demo", f"--workdir={workdir}", "--overwrite"]
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(lambda *_: None, "doc", arguments, check=refuse)
+    assert stopped.value.code == 2 and "no such data" in capsys.readouterr().err
+    assert (workdir / "precious").read_text() == "weights"

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from unipt_jax.core.errors import DataError
+from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.data.annotations import Record
 
@@ -317,7 +317,7 @@ def test_a_process_resumes_where_another_number_of_processes_stopped(make):
 
 
 def test_processes_must_divide_the_batch(make):
-    with pytest.raises(DataError, match="batch_size=5 cannot be split over 2 processes"):
+    with pytest.raises(ConfigError, match="batch_size=5 cannot be split over 2 processes"):
         make(batch_size=5, process_count=2)
 
 

@@ -129,7 +129,7 @@ def check_mistake(root: Path, damage: Callable[[Path], list[str]], prepare: Prep
     assert not (workdir / "manifest.json").exists()
 
 
-def test_quarantine_then_resume(tmp_path, prepare, caplog):
+def test_quarantine_then_resume(tmp_path, prepare):
     """P02, P52: bad records are left out, counted and listed; --resume finds nothing to do."""
     source, workdir = tmp_path / "source", tmp_path / "out"
     rows = toy(source)
@@ -140,7 +140,7 @@ def test_quarantine_then_resume(tmp_path, prepare, caplog):
     code, output, errors = prepare("cuhk_pedes", *flags, "--overwrite")
     assert code == 0, errors
     assert "records left out: 2" in output
-    assert "imgs/Market 1" in caplog.text
+    assert "imgs/Market 1" in errors
     manifest = json.loads((workdir / "manifest.json").read_text())
     assert manifest["quarantined"] == 2
     assert manifest["splits"]["train"] == {"images": 1, "captions": 1, "identities": 1}

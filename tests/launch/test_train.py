@@ -16,11 +16,11 @@ from unipt_jax.training.checkpoints import Checkpoints
 SMALL = [
     "--config=configs/pretrain.py:demo",
     "--config.steps=12",
-    "--config.batch_size=16",
+    "--config.batch_size=32",
     "--config.checkpoint_every=3",
     "--config.log_every=1",
-    "--config.image.height=32",
-    "--config.image.width=16",
+    "--config.image.height=64",
+    "--config.image.width=32",
 ]
 
 

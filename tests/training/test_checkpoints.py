@@ -105,13 +105,11 @@ def test_donating_the_state_while_it_is_saved_is_safe(tmp_path):
             made = double(made)
             expected[int(made.step)] = host(made.params)
             checkpoints.save(made, data={"next_batch": int(made.step)}, config={})
-    abstract = jax.eval_shape(lambda: made.params)
     for step in sorted(expected):
         with Checkpoints.open_read_only(tmp_path) as checkpoints:
             assert checkpoints.latest_step() == 3
             stored = checkpoints.manager.restore(step)["state"]["params"]
         assert_equal(host(stored), expected[step])
-    assert jax.tree.structure(abstract) == jax.tree.structure(stored)
 
 
 def test_latest_ones_are_kept(tmp_path):
@@ -130,7 +128,7 @@ def test_a_step_that_exists_is_not_passed_over_in_silence(tmp_path):
     with Checkpoints.open(tmp_path, keep=2) as checkpoints:
         checkpoints.save(made, data={}, config={})
         checkpoints.wait()
-        with pytest.raises((CheckpointError, ValueError), match="0"):
+        with pytest.raises(CheckpointError, match="step 0 was not saved"):
             checkpoints.save(made, data={}, config={})
 
 

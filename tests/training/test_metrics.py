@@ -47,7 +47,7 @@ def test_nan_is_refused_by_the_file_too(tmp_path):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_divergence_names_metric_and_steps(bad):
-    with pytest.raises(DivergenceError, match=r"loss/mlm .* steps 40 to 50"):
+    with pytest.raises(DivergenceError, match=r"loss/mlm .* steps 41 to 50"):
         metrics.require_finite(row(50) | {"loss/mlm": bad}, since=40)
     metrics.require_finite(row(50), since=40)
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from unipt_jax.config import load, schema
 from unipt_jax.core import trees
-from unipt_jax.core.errors import ConfigError, DataError, DivergenceError
+from unipt_jax.core.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from unipt_jax.data import annotations, builders, pipeline, tokenization
 from unipt_jax.training import loop, metrics, run
 from unipt_jax.training.checkpoints import Checkpoints
@@ -156,6 +157,20 @@ def test_what_cannot_work_is_refused_before_training(data, tmp_path, changes, me
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_other_data_are_not_resumed_with(data, undisturbed, tmp_path, monkeypatch):
+    """The same path with other captions in it is another run."""
+    shutil.copytree(undisturbed, tmp_path / "run")
+    real = builders.open_split
+
+    def altered(directory, split):
+        whole = real(directory, split)
+        return dataclasses.replace(whole, identities=whole.identities[::-1].copy())
+
+    monkeypatch.setattr(builders, "open_split", altered)
+    with pytest.raises(CheckpointError, match="trained on other data: dataset"):
+        run.pretrain(config(data), tmp_path / "run", True)
+
+
 def test_divergence_stops_the_run_and_is_never_saved(data, tmp_path, monkeypatch):
     """P40: no checkpoint holds a state whose loss was NaN."""
     real = loop.jit_step
@@ -171,7 +186,7 @@ def test_divergence_stops_the_run_and_is_never_saved(data, tmp_path, monkeypatch
         return spoil
 
     monkeypatch.setattr(loop, "jit_step", poisoned)
-    with pytest.raises(DivergenceError, match="loss became NaN or infinite in steps 5 to 6"):
+    with pytest.raises(DivergenceError, match="loss became NaN or infinite in steps 6 to 6"):
         run.pretrain(config(data), tmp_path, False)
     assert params(tmp_path)[0] == 4
 
@@ -199,7 +214,7 @@ def test_unreadable_records_are_left_out_and_counted(data, tmp_path, monkeypatch
         run.pretrain(config(data), tmp_path / "stop", False)
     run.pretrain(config(data, on_bad_record="quarantine", steps=2), tmp_path / "go", False)
     lines = (tmp_path / "go" / "quarantine.jsonl").read_text().splitlines()
-    records = [json.loads(line)["record"] for line in lines]
+    records = [json.loads(line)["pair"] for line in lines]
     assert records and max(records) < 200 and len(set(records)) == len(records)
     rows = metrics.read(tmp_path / "go")
     assert rows[-1]["quarantined"] == len(records)

@@ -10,13 +10,10 @@ from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.training import loop, metrics, objective, state, step
 
 
-def run_steps(mesh, steps=3, rows=16, valid=None, **settings):
+def run_steps(mesh, steps=3, rows=16, **settings):
     """Returns the gradient of the first batch, the metrics of `steps` steps, and the parameters."""
     net, optimizer, train_step = micro.parts(**settings)
     batches = [micro.batch(rows, seed) for seed in range(steps)]
-    if valid is not None:
-        for batch in batches:
-            batch["valid"] = valid
     batches = [put_batch(batch, mesh) for batch in batches]
     made, shardings = state.create(net, batches[0], optimizer, seed=1, mesh=mesh)
     parts = settings.get("accumulate", 1)
@@ -56,6 +53,37 @@ def test_eight_devices_equal_one(single, shape):
         assert one == pytest.approx(eight, abs=1e-5, rel=1e-5)
     # AdamW's first steps divide by tiny second moments, which magnifies rounding.
     assert_same(single[2], params, 1e-3)
+
+
+def test_invalid_rows_and_groups_do_not_depend_on_mesh_or_parts():
+    """Counts of valid rows and predictions differ from device to device and from part to part."""
+    net, optimizer, _ = micro.parts()
+    aim = objective.pretraining(net, mlm_weight=0.5, negatives=8)
+    batch = micro.batch(16) | {"valid": np.arange(16) % 5 != 1}
+    found = []
+    for mesh, parts in (
+        (make_mesh(devices=jax.devices()[:1]), 1),
+        (make_mesh(devices=jax.devices()[:1]), 4),
+        (make_mesh(4, 2, 1), 1),
+        (make_mesh(4, 2, 1), 2),
+    ):
+        rows = put_batch(batch, mesh)
+        made, _ = state.create(net, rows, optimizer, seed=1, mesh=mesh)
+
+        def gradients(params, rows, parts=parts):
+            key = jax.random.key(0)
+            if parts == 1:
+                return step.whole_gradients(aim, params, rows, key)
+            return step.parted_gradients(aim, params, rows, key, parts)
+
+        with jax.set_mesh(mesh):
+            found.append(jax.device_get(jax.jit(gradients)(made.params, rows)))
+    for other in found[1:]:
+        assert_same(found[0], other)
+    metrics_found = found[0][1]
+    expected = metrics_found["loss/contrastive"] + 0.5 * metrics_found["loss/mlm"]
+    assert float(metrics_found["loss"]) == pytest.approx(float(expected), abs=1e-6)
+    assert float(metrics_found["valid_examples"]) == 13
 
 
 @pytest.mark.parametrize("parts", [2, 4, 16])

@@ -15,8 +15,16 @@ from unipt_jax.core.files import CONFIG_FILE, claim_workdir, read_json, write_js
 Run = Callable[[Any, epath.Path, bool], None]
 
 
-def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Parses flags, claims the work directory, calls `run(config, workdir, resume)` and exits.
+def main(
+    run: Run,
+    doc: str,
+    arguments: Sequence[str] | None = None,
+    *,
+    check: Callable[[Any], None] = lambda config: None,
+) -> NoReturn:
+    """Parses flags, calls `check(config)`, claims the work directory, and calls `run`.
+
+    `run` takes the configuration, the work directory and whether to resume. Then the process exits.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 1 any other
     failure. `config.json` in the work directory holds the configuration; a resumed run must agree
@@ -31,6 +39,7 @@ def main(run: Run, doc: str, arguments: Sequence[str] | None = None) -> NoReturn
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
+        check(config)  # A mistake must show before --overwrite removes anything.
         workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)
         _record_config(config, workdir)
         run(config, workdir, flags.resume)

@@ -236,6 +236,11 @@ class Pretrain:
                 f"text.buckets={self.text.buckets} must be shorter than "
                 f"text.length={self.text.length}"
             )
+        if self.model.pool_padding and self.text.buckets:
+            faults.append(
+                "model.pool_padding makes embeddings depend on the padded length, so it needs "
+                "text.buckets=()"
+            )
         if faults:
             raise ConfigError("; ".join(faults))
 

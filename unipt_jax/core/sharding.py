@@ -124,6 +124,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec((Axis.BATCH,)))
 
 
+def require_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Checks that a global batch splits evenly over the mesh.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise ConfigError(
+            f"batch_size={batch_size} cannot be split over data x fsdp = {ways} devices; "
+            "make it a multiple of that"
+        )
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays of this process's rows of a batch, split over the mesh.
 
@@ -131,13 +145,8 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         ConfigError: the mesh's batch devices do not divide the global batch.
     """
     sharding = batch_sharding(mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = len(next(iter(batch.values()))) * jax.process_count()
-    if rows % ways:
-        raise ConfigError(
-            f"batch_size={rows} cannot be split over data x fsdp = {ways} devices; "
-            "make it a multiple of that"
-        )
+    require_divisible(rows, mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value, (rows, *value.shape[1:]))
         for name, value in batch.items()

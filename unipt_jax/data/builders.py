@@ -95,6 +95,14 @@ class Split:
         caption = np.arange(len(image)) - first[image]
         return image.astype(np.int32), caption.astype(np.int32)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes with the number or order of images, captions or identities."""
+        digest = hashlib.sha256()
+        for array in (self.caption_counts, self.identities, self.text_lengths):
+            digest.update(array.tobytes() + b"|")
+        return digest.hexdigest()[:16]
+
 
 # ---------------------------------------------------------------------------- writing
 

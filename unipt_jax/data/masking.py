@@ -26,7 +26,7 @@ def mask_tokens(
     Of the tokens that are not special, `round(probability * n)` are chosen, at least one unless
     the probability is 0. Of the chosen, 80 % become `mask`, 10 % a random ordinary token, 10 %
     stay. With `whole_word` all pieces of a word are chosen together, and a word that would exceed
-    the number is passed over.
+    the number is passed over (none may be left then).
 
     Returns:
         The masked copy and the chosen positions, ascending. The labels are `tokens[positions]`.

@@ -6,6 +6,7 @@ or which tokens are masked. The whole state of the pipeline is therefore the nex
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,11 +14,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from unipt_jax.core.errors import DataError
+from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.random import host_generator
 from unipt_jax.data import images, masking, transforms
 from unipt_jax.data.builders import Split
 from unipt_jax.data.tokenization import Tokenizer
+
+log = logging.getLogger(__name__)
 
 Example = dict[str, np.ndarray]
 
@@ -96,30 +99,36 @@ class LoadPair:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrimText:
-    """Cuts the padding of batch `k` to the shortest bucket that holds its longest caption.
+class LoadRows:
+    """Maps the positions and pairs of a whole batch to this process's rows `first..last` of it.
 
-    The lengths are those stored with the data set, for the batch's captions over all processes, so
-    that every process arrives at the same shape without asking the others.
+    Text is padded to the shortest bucket that holds the whole batch's longest caption. The lengths
+    are those stored with the data set, so that every process arrives at the same shape without
+    asking the others; without them (`text_lengths` empty) text keeps its full length.
     """
 
-    order: grain.MapDataset
+    load: LoadPair
     text_lengths: np.ndarray
-    batch_size: int
-    preprocess: Preprocess
+    first: int
+    last: int
 
-    def __call__(self, index: int, batch: Example) -> Example:
-        """Trims the batch's text arrays."""
-        first = index * self.batch_size
-        pairs = [self.order[first + row] for row in range(self.batch_size)]
-        length = bucket(int(self.text_lengths[pairs].max()), self.preprocess)
-        predictions = masking.maximum_predictions(length, self.preprocess.mlm_probability)
+    def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> Example:
+        """Loads, stacks and trims the rows."""
+        positions, pairs = batch
+        rows = slice(self.first, self.last)
+        examples = [
+            self.load((int(position), int(pair)))
+            for position, pair in zip(positions[rows], pairs[rows], strict=True)
+        ]
+        stacked = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
+        if not len(self.text_lengths):
+            return stacked
+        length = bucket(int(self.text_lengths[pairs].max()), self.load.preprocess)
+        probability = self.load.preprocess.mlm_probability
+        predictions = masking.maximum_predictions(length, probability)
         sizes = dict.fromkeys(("text", "text_mask", "masked_text"), length)
         sizes |= dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_mask"), predictions)
-        return {
-            name: value[:, : sizes[name]] if name in sizes else value
-            for name, value in batch.items()
-        }
+        return stacked | {name: stacked[name][:, :size] for name, size in sizes.items()}
 
 
 def bucket(longest: int, preprocess: Preprocess) -> int:
@@ -142,29 +151,39 @@ def train_batches(
     """Returns an endless random-access data set: element `k` is this process's part of batch `k`.
 
     Each epoch is a fresh permutation of all pairs; a batch may span two epochs, and none is
-    dropped. `batch_size` is global; each process gets `batch_size / process_count` rows.
+    dropped. `batch_size` is global; process p gets the p-th of `process_count` blocks of its rows.
 
     Raises:
-        DataError: the split is empty, or the processes do not divide the batch.
+        ConfigError: the processes do not divide the batch.
+        DataError: the split is empty.
     """
     pairs = len(split.pairs[0])
     if pairs == 0:
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to train on")
     if batch_size % process_count:
-        raise DataError(
+        raise ConfigError(
             f"batch_size={batch_size} cannot be split over {process_count} processes evenly"
         )
-    order = grain.MapDataset.range(pairs).seed(seed).shuffle().repeat()
-    load = LoadPair(split, tokenizer, preprocess, seed, quarantine)
-    batches = (
-        order.map_with_index(_number)[process_index::process_count]
-        .map(load)
-        .batch(batch_size // process_count)
+    buckets = preprocess.buckets
+    known = split.tokenizer_fingerprint == tokenizer.fingerprint
+    if buckets and not known:
+        log.warning(
+            "%s stores caption lengths of tokenizer %r, not of %r: text is padded to %d tokens "
+            "always; prepare the data with this tokenizer to use buckets",
+            split.directory,
+            split.tokenizer_fingerprint,
+            tokenizer.fingerprint,
+            preprocess.length,
+        )
+    rows = batch_size // process_count
+    load = LoadRows(
+        LoadPair(split, tokenizer, preprocess, seed, quarantine),
+        split.text_lengths if buckets and known else np.zeros(0, np.int32),
+        process_index * rows,
+        (process_index + 1) * rows,
     )
-    if preprocess.buckets and split.tokenizer_fingerprint == tokenizer.fingerprint:
-        trim = TrimText(order, split.text_lengths, batch_size, preprocess)
-        batches = batches.map_with_index(trim)
-    return batches
+    order = grain.MapDataset.range(pairs).seed(seed).shuffle().repeat()
+    return order.map_with_index(_number).batch(batch_size).map(load)
 
 
 class Batches(Iterator[Example]):

@@ -61,7 +61,7 @@ def load(name: str) -> Tokenizer:
     """Loads a directory with `tokenizer.json`, or a Hugging Face name or directory.
 
     Raises:
-        DataError: nothing can be loaded under that name, or a special token is missing.
+        DataError: nothing can be loaded under that name, or a special token is missing or not put.
     """
     backend = _read(name)
     backend.no_truncation()
@@ -73,6 +73,9 @@ def load(name: str) -> Tokenizer:
         if not found:
             raise DataError(f"tokenizer {name!r} has no {role} token {' or '.join(spellings)}")
         ids[role] = found[0]
+    encoded = backend.encode("a").ids
+    if (encoded[0], encoded[-1]) != (ids["start"], ids["end"]):
+        raise DataError(f"tokenizer {name!r} does not put its start and end tokens around a text")
     size = max(vocabulary.values()) + 1
     is_special, is_continuation = np.zeros(size, bool), np.zeros(size, bool)
     for token, number in vocabulary.items():

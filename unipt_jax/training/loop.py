@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,8 @@ def train(
     checkpoints: Checkpoints,
     writer: metrics.Writer,
     quarantine: epath.Path,
+    image_of: Callable[[int], str],
+    data_identity: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> TrainState:
     """Takes the state from its step to step `steps` and returns it, checkpointed.
@@ -63,6 +65,8 @@ def train(
         checkpoints: where they go.
         writer: where metrics go.
         quarantine: the file that unreadable records are appended to.
+        image_of: gives the image path of a record, for that file.
+        data_identity: what the data are, written into each checkpoint.
         config: written into each checkpoint.
 
     Raises:
@@ -70,11 +74,11 @@ def train(
         DataError: a record cannot be read, and the pipeline does not quarantine.
     """
     first, logged, clock = int(state.step), int(state.step), time.perf_counter()
-    bad_records: set[int] = set()
+    bad_records = _read_bad_records(quarantine)
     with jax.set_mesh(mesh), _progress(first, steps) as show:
         for step in range(first + 1, steps + 1):
             batch = next(batches)
-            _note_bad_records(batch, bad_records, quarantine)
+            _note_bad_records(batch, bad_records, quarantine, image_of)
             state, scalars = train_step(state, put_batch(batch, mesh))
             at_log = step % log_every == 0 or step == steps
             at_checkpoint = step % checkpoint_every == 0 or step == steps
@@ -91,12 +95,23 @@ def train(
                 show(row)
                 logged, clock = step, time.perf_counter()
             if at_checkpoint:
-                checkpoints.save(state, data=batches.state(), config=config)
+                data = dict(batches.state()) | dict(data_identity)
+                checkpoints.save(state, data=data, config=config)
     checkpoints.wait()
     return state
 
 
-def _note_bad_records(batch: Mapping[str, np.ndarray], seen: set[int], path: epath.Path) -> None:
+def _read_bad_records(path: epath.Path) -> set[int]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {json.loads(line)["pair"] for line in lines}
+
+
+def _note_bad_records(
+    batch: Mapping[str, np.ndarray],
+    seen: set[int],
+    path: epath.Path,
+    image_of: Callable[[int], str],
+) -> None:
     """Appends records that could not be read, each once a run, to the quarantine file."""
     new = set(batch["record"][~batch["valid"]].tolist()) - seen
     if not new:
@@ -105,7 +120,8 @@ def _note_bad_records(batch: Mapping[str, np.ndarray], seen: set[int], path: epa
     with path.open("a") as file:
         for record in sorted(new):
             what = "cannot be decoded; run launch/prepare.py again to see why"
-            file.write(json.dumps({"record": record, "what": what}) + "\n")
+            row = {"pair": record, "image": image_of(record), "what": what}
+            file.write(json.dumps(row) + "\n")
     log.warning("%d unreadable records so far; see %s", len(seen), path)
 
 

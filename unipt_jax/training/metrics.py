@@ -24,13 +24,14 @@ def require_finite(row: Row, since: int) -> None:
     """Stops a run that has left the numbers.
 
     Raises:
-        DivergenceError: names the metrics that are NaN or infinite, and the steps in question.
+        DivergenceError: names the metrics that are NaN or infinite, and the steps in question:
+            those after `since`, the last that was well.
     """
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
         raise DivergenceError(
-            f"{', '.join(bad)} became NaN or infinite in steps {since} to {int(row['step'])}; "
-            "lower optimizer.learning_rate or set optimizer.clip_norm, and go on with --resume"
+            f"{', '.join(bad)} became NaN or infinite in steps {since + 1} to {int(row['step'])}; "
+            "start again with a lower optimizer.learning_rate or with optimizer.clip_norm set"
         )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,8 @@ from rich.console import Console
 
 from unipt_jax.config import schema
 from unipt_jax.core import trees
-from unipt_jax.core.errors import ConfigError
-from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.core.errors import CheckpointError, ConfigError
+from unipt_jax.core.sharding import make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.models import variants
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -49,19 +50,34 @@ def build_model(config: schema.Pretrain, tokenizer: tokenization.Tokenizer) -> D
     return DualEncoder(spec, dtype=jnp.dtype(config.dtype))
 
 
+def abstract_batch(model: DualEncoder, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and types of the shortest batch that the model takes."""
+    shapes = {
+        "image": ((*model.spec.image.image_size, 3), jnp.uint8),
+        "text": ((3,), jnp.int32),
+        "text_mask": ((3,), jnp.bool_),
+        "masked_text": ((3,), jnp.int32),
+        "mlm_positions": ((1,), jnp.int32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
 def abstract_params(model: DualEncoder) -> Any:
     """Returns the shapes and types of a model's parameters; nothing is allocated."""
-    spec = model.spec
-    height, width = spec.image.image_size
-    batch = {
-        "image": jnp.zeros((1, height, width, 3), jnp.uint8),
-        "text": jnp.zeros((1, 3), jnp.int32),
-        "text_mask": jnp.ones((1, 3), bool),
-        "masked_text": jnp.zeros((1, 3), jnp.int32),
-        "mlm_positions": jnp.zeros((1, 1), jnp.int32),
-    }
-    initialise = lambda key: model.init(key, batch, train=False)["params"]  # noqa: E731
-    return nn.meta.unbox(jax.eval_shape(initialise, jax.random.key(0)))
+    initialise = lambda key, batch: model.init(key, batch, train=False)["params"]  # noqa: E731
+    abstract = jax.eval_shape(initialise, jax.random.key(0), abstract_batch(model, 1))
+    return nn.meta.unbox(abstract)
+
+
+def check(config: schema.Pretrain) -> None:
+    """Raises whatever `pretrain` would raise before its first step, and writes nothing."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    require_divisible(config.batch_size, mesh)
+    builders.open_split(config.data, "train")
+    build_model(config, tokenization.load(config.text.tokenizer))
 
 
 def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
@@ -76,6 +92,7 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         DivergenceError: a metric became NaN or infinite.
     """
     workdir = epath.Path(workdir)
+    check(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     split = builders.open_split(config.data, "train")
     tokenizer = tokenization.load(config.text.tokenizer)
@@ -115,7 +132,7 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
     )
-    example = put_batch(dataset[0], mesh)
+    example = abstract_batch(model, config.batch_size)
     train_state, shardings = state.create(model, example, adamw, seed=config.seed, mesh=mesh)
     train_step = step.make_train_step(
         objective=objective.pretraining(
@@ -134,10 +151,16 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         config.batch_size,
         steps,
     )
+    data_identity = {
+        "dataset": split.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "steps": steps,
+    }
     with Checkpoints.open(workdir, keep=config.keep_checkpoints) as checkpoints:
         data: dict[str, Any] = {"next_batch": 0}
         if resume and checkpoints.latest_step() is not None:
             train_state, data = checkpoints.restore(train_state, shardings)
+            _require_same_data(data, data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
         with (
             pipeline.Batches(dataset, start=data["next_batch"], workers=config.workers) as batches,
@@ -154,6 +177,8 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
                 checkpoints=checkpoints,
                 writer=writer,
                 quarantine=workdir / "quarantine.jsonl",
+                image_of=lambda pair: split.images[split.pairs[0][pair]]["path"],
+                data_identity=data_identity,
                 config=schema.to_dict(config),
             )
     if jax.process_index() == 0:
@@ -161,3 +186,18 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         Console().print(curves.table(rows))
         curves.plot(rows, workdir / "loss.png")
         print(f"loss curve: {workdir / 'loss.png'}")
+
+
+def _require_same_data(
+    stored: Mapping[str, Any], now: Mapping[str, Any], workdir: epath.Path
+) -> None:
+    differences = [
+        f"{name} {stored[name]!r} before, {value!r} now"
+        for name, value in now.items()
+        if stored[name] != value
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{workdir} was trained on other data: {'; '.join(differences)}; resume with the data "
+            "set and the tokenizer of before, or start anew with --overwrite"
+        )

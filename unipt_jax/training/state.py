@@ -52,7 +52,7 @@ def create(
 ) -> tuple[TrainState, TrainState]:
     """Initialises a state, each array straight onto its devices.
 
-    `example` is a batch that the model's `__call__` takes; its shapes and types alone matter.
+    `example` is a batch that the model's `__call__` takes, of arrays or of shapes and types alone.
 
     Returns:
         The state and, of the same structure, its shardings.
