@@ -248,7 +248,7 @@ def test_resume_with_other_values_is_refused(call):
     call("--config.seed=1")
     code, _, errors, runs = call("--config.seed=2", "--resume")
     assert (code, runs) == (2, [])
-    assert "seed: 1 before, 2 now" in errors
+    assert len(errors) == 1 and "seed: 1 before, 2 now" in errors[0]
 
 
 def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):
