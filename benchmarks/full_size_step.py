@@ -14,9 +14,7 @@ import numpy as np
 from unipt_jax.config import load
 from unipt_jax.core import trees
 from unipt_jax.core.sharding import make_mesh, put_batch
-from unipt_jax.models import variants
-from unipt_jax.models.dual_encoder import DualEncoder
-from unipt_jax.training import loop, metrics, objective, optimizer, state, step
+from unipt_jax.training import loop, metrics, run, state
 
 VOCABULARY = 30522  # bert-base-uncased
 PREDICTIONS = 15  # 15 % of 98 ordinary tokens
@@ -44,40 +42,14 @@ def random_batch(batch_size: int, height: int, width: int, length: int) -> dict[
 def measure(batch_size: int, steps: int) -> dict[str, float]:
     """Returns parameters, seconds a step (the first apart), peak memory in GiB, and loss."""
     config = load.load("configs/pretrain.py", {"data": "", "batch_size": batch_size})
-    model = DualEncoder(
-        variants.dual_encoder(
-            config.model.image,
-            config.model.text,
-            image_size=(config.image.height, config.image.width),
-            vocab_size=VOCABULARY,
-            embedding_dim=config.model.embedding_dim,
-            pool_padding=config.model.pool_padding,
-            dropout=config.model.dropout,
-            temperature=config.contrastive.temperature,
-            logit_scale=config.contrastive.logit_scale,
-        ),
-        dtype=jax.numpy.dtype(config.dtype),
-    )
+    model = run.build_model(config, VOCABULARY)
+    adamw, train_step = run.build_step(config, model, steps=100)
     mesh = make_mesh()
     batch = put_batch(
         random_batch(batch_size, config.image.height, config.image.width, config.text.length), mesh
     )
-    schedule = optimizer.learning_rate_schedule(
-        peak=config.optimizer.learning_rate, steps=100, warmup=0.1, decay="none"
-    )
-    adamw = optimizer.make_optimizer(
-        schedule, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, clip_norm=0.0
-    )
     train_state, shardings = state.create(model, batch, adamw, seed=0, mesh=mesh)
-    train_step = loop.jit_step(
-        step.make_train_step(
-            objective=objective.pretraining(model, mlm_weight=1.0, negatives=0),
-            optimizer=adamw,
-            schedule=schedule,
-        ),
-        shardings,
-        mesh,
-    )
+    train_step = loop.jit_step(train_step, shardings, mesh)
     parameters = trees.count_parameters(train_state.params)
     seconds = []
     with jax.set_mesh(mesh):

@@ -125,7 +125,7 @@ def load(directory: str | Path) -> Encoder:
     if not isinstance(config, schema.Pretrain):
         raise CheckpointError(f"{path} holds the result of stage {config.stage!r}, not a model")
     tokenizer = tokenization.load(str(path / run.TOKENIZER_DIRECTORY))
-    model = run.build_model(config, tokenizer)
+    model = run.build_model(config, tokenizer.vocab_size)
     processor = Processor(config.image.height, config.image.width, tokenizer, config.text.length)
     with Checkpoints.open_read_only(path) as checkpoints:
         params = checkpoints.restore_params(run.abstract_params(model))

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from etils import epath
 from rich.console import Console
 
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 TOKENIZER_DIRECTORY = "tokenizer"
 
 
-def build_model(config: schema.Pretrain, tokenizer: tokenization.Tokenizer) -> DualEncoder:
-    """Returns the dual encoder that a configuration describes.
+def build_model(config: schema.Pretrain, vocab_size: int) -> DualEncoder:
+    """Returns the dual encoder that a configuration describes, for `vocab_size` token ids.
 
     Raises:
         ConfigError: a variant is unknown, or the text is longer than the encoder's positions.
@@ -35,7 +36,7 @@ def build_model(config: schema.Pretrain, tokenizer: tokenization.Tokenizer) -> D
         config.model.image,
         config.model.text,
         image_size=(config.image.height, config.image.width),
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=vocab_size,
         embedding_dim=config.model.embedding_dim,
         pool_padding=config.model.pool_padding,
         dropout=config.model.dropout,
@@ -48,6 +49,35 @@ def build_model(config: schema.Pretrain, tokenizer: tokenization.Tokenizer) -> D
             f"of model.text={config.model.text!r}"
         )
     return DualEncoder(spec, dtype=jnp.dtype(config.dtype))
+
+
+def build_step(
+    config: schema.Pretrain, model: DualEncoder, steps: int
+) -> tuple[optax.GradientTransformation, step.TrainStep]:
+    """Returns the optimizer and the train step of a run over `steps` steps."""
+    schedule = optimizer.learning_rate_schedule(
+        peak=config.optimizer.learning_rate,
+        steps=steps,
+        warmup=config.optimizer.warmup,
+        decay=config.optimizer.decay,
+    )
+    adamw = optimizer.make_optimizer(
+        schedule,
+        beta1=config.optimizer.beta1,
+        beta2=config.optimizer.beta2,
+        epsilon=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+    )
+    train_step = step.make_train_step(
+        objective=objective.pretraining(
+            model, mlm_weight=config.mlm.weight, negatives=config.contrastive.negatives
+        ),
+        optimizer=adamw,
+        schedule=schedule,
+        accumulate=config.accumulate,
+    )
+    return adamw, train_step
 
 
 def abstract_batch(model: DualEncoder, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -77,7 +107,7 @@ def check(config: schema.Pretrain) -> None:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require_divisible(config.batch_size, mesh)
     builders.open_split(config.data, "train")
-    build_model(config, tokenization.load(config.text.tokenizer))
+    build_model(config, tokenization.load(config.text.tokenizer).vocab_size)
 
 
 def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
@@ -92,12 +122,11 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         DivergenceError: a metric became NaN or infinite.
     """
     workdir = epath.Path(workdir)
-    check(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    require_divisible(config.batch_size, mesh)
     split = builders.open_split(config.data, "train")
     tokenizer = tokenization.load(config.text.tokenizer)
-    tokenizer.save(workdir / TOKENIZER_DIRECTORY)
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer.vocab_size)
     dataset = pipeline.train_batches(
         split,
         tokenizer,
@@ -118,30 +147,9 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
     )
     pairs = len(split.pairs[0])
     steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
-    schedule = optimizer.learning_rate_schedule(
-        peak=config.optimizer.learning_rate,
-        steps=steps,
-        warmup=config.optimizer.warmup,
-        decay=config.optimizer.decay,
-    )
-    adamw = optimizer.make_optimizer(
-        schedule,
-        beta1=config.optimizer.beta1,
-        beta2=config.optimizer.beta2,
-        epsilon=config.optimizer.epsilon,
-        weight_decay=config.optimizer.weight_decay,
-        clip_norm=config.optimizer.clip_norm,
-    )
+    adamw, train_step = build_step(config, model, steps)
     example = abstract_batch(model, config.batch_size)
     train_state, shardings = state.create(model, example, adamw, seed=config.seed, mesh=mesh)
-    train_step = step.make_train_step(
-        objective=objective.pretraining(
-            model, mlm_weight=config.mlm.weight, negatives=config.contrastive.negatives
-        ),
-        optimizer=adamw,
-        schedule=schedule,
-        accumulate=config.accumulate,
-    )
     log.info(
         "%d devices as %s; %s parameters; %d pairs, batch %d, %d steps",
         mesh.size,
@@ -162,6 +170,7 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
             train_state, data = checkpoints.restore(train_state, shardings)
             _require_same_data(data, data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
+        tokenizer.save(workdir / TOKENIZER_DIRECTORY)
         with (
             pipeline.Batches(dataset, start=data["next_batch"], workers=config.workers) as batches,
             metrics.Writer(workdir, step=int(train_state.step)) as writer,
