@@ -19,6 +19,25 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The embedded sample, prepared once; tests read it and write nothing into it."""
+    from unipt_jax.data import annotations, builders
+
+    directory = tmp_path_factory.mktemp("data")
+    records, _ = annotations.read("cuhk_pedes", "examples/pedestrians")
+    builders.write(
+        records,
+        source="examples/pedestrians",
+        name="cuhk_pedes",
+        workdir=directory,
+        tokenizer="examples/tokenizer",
+        quarantined=0,
+        notices={},
+    )
+    return directory
+
+
 def pytest_report_header() -> str:
     """Says what a run without PyTorch cannot show."""
     if importlib.util.find_spec("torch") is None:

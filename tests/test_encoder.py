@@ -18,7 +18,6 @@ from unipt_jax.config import load, schema
 from unipt_jax.core import files
 from unipt_jax.core.errors import CheckpointError, DataError
 from unipt_jax.core.sharding import make_mesh
-from unipt_jax.data import annotations, builders
 from unipt_jax.training import optimizer, run
 from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.state import TrainState
@@ -31,22 +30,6 @@ SENTENCES = [
     "a boy",
     "a man in a red shirt with a bag",
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    records, _ = annotations.read("cuhk_pedes", "examples/pedestrians")
-    builders.write(
-        records,
-        source="examples/pedestrians",
-        name="cuhk_pedes",
-        workdir=directory,
-        tokenizer="examples/tokenizer",
-        quarantined=0,
-        notices={},
-    )
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from unipt_jax.config import load, schema
 from unipt_jax.core import trees
 from unipt_jax.core.errors import CheckpointError, ConfigError, DataError, DivergenceError
-from unipt_jax.data import annotations, builders, pipeline, tokenization
+from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.training import loop, metrics, run
 from unipt_jax.training.checkpoints import Checkpoints
 
@@ -24,22 +24,6 @@ SMALL = {
     "model.dropout": 0.1,
     "mesh.data": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    records, _ = annotations.read("cuhk_pedes", "examples/pedestrians")
-    builders.write(
-        records,
-        source="examples/pedestrians",
-        name="cuhk_pedes",
-        workdir=directory,
-        tokenizer="examples/tokenizer",
-        quarantined=0,
-        notices={},
-    )
-    return directory
 
 
 def config(source, **changes):
