@@ -23,7 +23,9 @@ SPEC = DualEncoderSpec(
     image=VisionSpec((8, 4), patch_size=2, hidden_size=16, layers=1, heads=4, mlp_size=32),
     text=TextSpec(V, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12),
     embedding_dim=D,
+    pooling="max",
     pool_padding=False,
+    mlm=True,
     temperature="learned",
     logit_scale=10.0,
 )

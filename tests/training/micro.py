@@ -25,7 +25,9 @@ def model(temperature="learned", dropout=0.0):
             dropout=dropout,
         ),
         embedding_dim=8,
+        pooling="max",
         pool_padding=False,
+        mlm=True,
         temperature=temperature,
         logit_scale=10.0,
     )

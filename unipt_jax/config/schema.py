@@ -276,7 +276,52 @@ class Prepare:
     )
 
 
-STAGES: Mapping[str, type] = {"pretrain": Pretrain, "prepare": Prepare}
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Conversion of foreign weights to a checkpoint of this library."""
+
+    stage: str = field("which schema this is", choices=("convert",))
+    source: str = field(
+        "a Hugging Face name, a directory that holds weights, or a file of weights (timm's, "
+        "OpenAI's or open_clip's names)"
+    )
+    height: int = field(
+        "pixels, for which position embeddings are resized; 0: as in the source",
+        default=0,
+        at_least=0,
+    )
+    width: int = field("the same", default=0, at_least=0)
+    activation: str = field(
+        "of a CLIP whose file does not tell: quick_gelu (OpenAI's weights) or gelu; empty: told",
+        default="",
+        choices=("", "quick_gelu", "gelu"),
+    )
+    tokenizer: str = field(
+        "a Hugging Face name, or a directory with tokenizer.json; empty: beside the weights",
+        default="",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Export of a trained dual encoder to PyTorch."""
+
+    stage: str = field("which schema this is", choices=("export",))
+    checkpoint: str = field("directory of a run")
+    dtype: str = field(
+        "of the written weights",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+    )
+    onnx: bool = field("write both encoders as ONNX too (needs the extra onnx)", default=False)
+
+
+STAGES: Mapping[str, type] = {
+    "pretrain": Pretrain,
+    "prepare": Prepare,
+    "convert": Convert,
+    "export": Export,
+}
 
 
 # ---------------------------------------------------------------------------- checking

@@ -14,8 +14,10 @@ from unipt_jax.models.layers import (
     Activation,
     LayerNorm,
     TransformerBlock,
+    embed_words,
     head_size,
     normal_init,
+    require_positions,
 )
 
 
@@ -115,21 +117,18 @@ class Bert(nn.Module):
             ConfigError: the text is longer than `spec.max_positions`.
         """
         length = text.shape[1]
-        if length > self.spec.max_positions:
-            raise ConfigError(
-                f"texts of {length} tokens need as many positions; "
-                f"the text encoder has max_positions={self.spec.max_positions}"
-            )
-        # Gathered whole in its width first, as FSDP does: the partitioner cannot bring a lookup
-        # from columns split over `fsdp` to rows split over it without copying everything.
-        table = constrain(self.word_embeddings, (Axis.VOCAB, None))
-        words = jnp.take(table, text, axis=0, mode="fill", fill_value=jnp.nan)
+        require_positions(length, self.spec.max_positions)
+        words = embed_words(self.word_embeddings, text)
         places = self.position_embeddings[:length] + self.token_type_embeddings[:1]
         x = self.layer_norm(words + places[None])
         x = constrain(self.embedding_dropout(x, deterministic=not train), TOKENS)
         for layer in self.layers:
             x = layer(x, text_mask, train=train)
         return x
+
+    def class_position(self, text: Int[Array, "B L"]) -> Int[Array, "B"]:
+        """Returns where each text's [CLS] token is: first."""
+        return jnp.zeros(len(text), jnp.int32)
 
     def word_table(self) -> Float[Array, "V D"]:
         """Returns the token embeddings in float32, to which the MLM decoder is tied."""

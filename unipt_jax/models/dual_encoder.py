@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.models.bert import Bert, TextSpec
-from unipt_jax.models.heads import EmbeddingHead, MlmHead
+from unipt_jax.models.clip import ClipText, ClipTextSpec
+from unipt_jax.models.heads import ClassHead, EmbeddingHead, MlmHead
 from unipt_jax.models.vit import VisionSpec, VisionTransformer
 
 
@@ -22,10 +23,13 @@ class DualEncoderSpec:
 
     Attributes:
         image: the image encoder's shape.
-        text: the text encoder's shape.
+        text: the text encoder's shape, whose type says which encoder it is.
         embedding_dim: width of the common space.
+        pooling: "max" maps every token and takes the maximum (UniPT), "class" maps one token: the
+            image's class token and the text's [CLS] (BERT) or first end-of-text token (CLIP).
         pool_padding: whether padding takes part in the text's maximum, as in the released code; the
-            embedding then depends on the padded length.
+            embedding then depends on the padded length. "class" ignores it.
+        mlm: whether there is a head for masked language modelling.
         temperature: "none" leaves cosine similarities as they are (paper, Eq. 1), "fixed"
             multiplies them by `logit_scale`, "learned" by a parameter that starts there.
         logit_scale: the inverse temperature, positive (CLIP starts at 1 / 0.07); "none" ignores it.
@@ -35,9 +39,11 @@ class DualEncoderSpec:
     """
 
     image: VisionSpec
-    text: TextSpec
+    text: TextSpec | ClipTextSpec
     embedding_dim: int
+    pooling: Literal["max", "class"]
     pool_padding: bool
+    mlm: bool
     temperature: Literal["none", "fixed", "learned"]
     logit_scale: float
 
@@ -63,10 +69,13 @@ class DualEncoder(nn.Module):
         """Makes the children."""
         spec = self.spec
         self.image_encoder = VisionTransformer(spec.image, self.dtype)
-        self.text_encoder = Bert(spec.text, self.dtype)
-        self.image_head = EmbeddingHead(spec.embedding_dim, self.dtype)
-        self.text_head = EmbeddingHead(spec.embedding_dim, self.dtype)
-        self.mlm_head = MlmHead(spec.text.layer_norm_eps, spec.text.activation, self.dtype)
+        text_encoder = ClipText if isinstance(spec.text, ClipTextSpec) else Bert
+        self.text_encoder = text_encoder(spec.text, self.dtype)
+        head = EmbeddingHead if spec.pooling == "max" else ClassHead
+        self.image_head = head(spec.embedding_dim, self.dtype)
+        self.text_head = head(spec.embedding_dim, self.dtype)
+        if spec.mlm:
+            self.mlm_head = MlmHead(spec.text.layer_norm_eps, spec.text.activation, self.dtype)
         if spec.temperature == "learned":
             start = nn.initializers.constant(math.log(spec.logit_scale))
             self.log_logit_scale = self.param(
@@ -78,7 +87,7 @@ class DualEncoder(nn.Module):
     ) -> Float[Array, "B D"]:
         """Returns the embeddings of RGB images, values 0 to 255, in float32 and not normalised.
 
-        The class token takes part in the maximum, as in the released code.
+        With "max" pooling the class token takes part in the maximum, as in the released code.
 
         Raises:
             ValueError: the images are not uint8, or not of `spec.image.image_size`.
@@ -88,7 +97,10 @@ class DualEncoder(nn.Module):
         mean = jnp.asarray(self.spec.image.mean, jnp.float32)[None, None, None]
         std = jnp.asarray(self.spec.image.std, jnp.float32)[None, None, None]
         pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
-        return self.image_head(self.image_encoder(pixels, train=train), None)
+        tokens = self.image_encoder(pixels, train=train)
+        if self.spec.pooling == "max":
+            return self.image_head(tokens, None)
+        return self.image_head(tokens, jnp.zeros(len(images), jnp.int32))
 
     def encode_text(
         self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], *, train: bool = False
@@ -96,29 +108,35 @@ class DualEncoder(nn.Module):
         """Returns the embeddings of texts, in float32 and not normalised.
 
         Args:
-            text: token ids.
+            text: token ids; with CLIP, a text without an end-of-text token gives NaN.
             text_mask: True at tokens, False at padding.
             train: whether dropout is on (random stream "dropout").
 
         Raises:
             ConfigError: the text is longer than `spec.text.max_positions`.
         """
-        return self._pool_text(self.text_encoder(text, text_mask, train=train), text_mask)
+        return self._pool_text(self.text_encoder(text, text_mask, train=train), text, text_mask)
 
     def __call__(self, batch: Mapping[str, Array], *, train: bool) -> dict[str, Array]:
         """Computes all that pre-training needs.
 
         Args:
-            batch: `image` uint8[B,H,W,3]; `text` int32[B,L] with `text_mask` bool[B,L];
-                `masked_text` int32[B,L], the copy with masked tokens; `mlm_positions` int32[B,M],
-                where those are. Other entries are ignored.
+            batch: `image` uint8[B,H,W,3]; `text` int32[B,L] with `text_mask` bool[B,L]; for the
+                MLM head `masked_text` int32[B,L], the copy with masked tokens, and `mlm_positions`
+                int32[B,M], where those are. Other entries are ignored.
             train: whether dropout is on (random stream "dropout").
 
         Returns:
             `image_embedding` and `text_embedding` f32[B,D], not normalised; `logit_scale` f32[], by
-            which cosine similarities are multiplied; `mlm_logits` f32[B,M,V].
+            which cosine similarities are multiplied; with an MLM head `mlm_logits` f32[B,M,V].
         """
+        outputs = {
+            "image_embedding": self.encode_image(batch["image"], train=train),
+            "logit_scale": self._logit_scale(),
+        }
         text, text_mask = batch["text"], batch["text_mask"]
+        if not self.spec.mlm:
+            return {**outputs, "text_embedding": self.encode_text(text, text_mask, train=train)}
         size, length = text.shape
         # One encoder call for the clean and the masked text. The two copies of a row are
         # neighbours, so that a batch split over devices stays where it is.
@@ -126,16 +144,17 @@ class DualEncoder(nn.Module):
         tokens = self.text_encoder(both, jnp.repeat(text_mask, 2, axis=0), train=train)
         tokens = tokens.reshape(size, 2, length, -1)
         return {
-            "image_embedding": self.encode_image(batch["image"], train=train),
-            "text_embedding": self._pool_text(tokens[:, 0], text_mask),
-            "logit_scale": self._logit_scale(),
+            **outputs,
+            "text_embedding": self._pool_text(tokens[:, 0], text, text_mask),
             "mlm_logits": self.mlm_head(
                 tokens[:, 1], batch["mlm_positions"], self.text_encoder.word_table()
             ),
         }
 
-    def _pool_text(self, tokens: Array, text_mask: Array) -> Array:
-        return self.text_head(tokens, None if self.spec.pool_padding else text_mask)
+    def _pool_text(self, tokens: Array, text: Array, text_mask: Array) -> Array:
+        if self.spec.pooling == "max":
+            return self.text_head(tokens, None if self.spec.pool_padding else text_mask)
+        return self.text_head(tokens, self.text_encoder.class_position(text))
 
     def _logit_scale(self) -> Float[Array, ""]:
         if self.spec.temperature == "learned":

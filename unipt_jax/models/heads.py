@@ -40,6 +40,40 @@ class EmbeddingHead(nn.Module):
         return jnp.where(mask.any(axis=1)[:, None], x, 0.0)
 
 
+class ClassHead(nn.Module):
+    """One token, which stands for all, through a linear map without bias (CLIP).
+
+    Attributes:
+        embedding_dim: width of the embedding.
+        dtype: compute dtype of the map.
+    """
+
+    embedding_dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "B L D"], position: Int[Array, "B"]
+    ) -> Float[Array, "B E"]:
+        """Returns float32 embeddings, not normalised.
+
+        Args:
+            tokens: an encoder's output.
+            position: each row's token, in [0, L); beyond gives NaN.
+        """
+        token = jnp.take_along_axis(
+            tokens, position[:, None, None], axis=1, mode="fill", fill_value=jnp.nan
+        )
+        projection = dense(
+            self.embedding_dim,
+            (Axis.EMBED, Axis.OUTPUT),
+            use_bias=False,
+            dtype=self.dtype,
+            name="projection",
+        )
+        return projection(token)[:, 0].astype(jnp.float32)
+
+
 class MlmHead(nn.Module):
     """BERT's masked-language-model head: a transform, and a decoder tied to the token embeddings.
 

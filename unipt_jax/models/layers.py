@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
@@ -48,11 +48,17 @@ def zeros_init(axes: Sequence[str | None]) -> nn.initializers.Initializer:
 
 
 def dense(
-    features: int, axes: tuple[str, str], *, dtype: DTypeLike, name: str | None = None
+    features: int,
+    axes: tuple[str, str],
+    *,
+    use_bias: bool = True,
+    dtype: DTypeLike,
+    name: str | None = None,
 ) -> nn.Dense:
-    """Makes a linear map with bias; `axes` name the kernel's input and output dimensions."""
+    """Makes a linear map; `axes` name the kernel's input and output dimensions."""
     return nn.Dense(
         features,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=normal_init(axes),
         bias_init=zeros_init(axes[1:]),
@@ -69,6 +75,27 @@ def head_size(hidden_size: int, heads: int) -> int:
     if heads < 1 or hidden_size % heads:
         raise ConfigError(f"hidden_size={hidden_size} is not a multiple of heads={heads}")
     return hidden_size // heads
+
+
+def require_positions(length: int, max_positions: int) -> None:
+    """Checks that a text encoder has a position for each token.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    if length > max_positions:
+        raise ConfigError(
+            f"texts of {length} tokens need as many positions; "
+            f"the text encoder has max_positions={max_positions}"
+        )
+
+
+def embed_words(table: Float[Array, "V D"], text: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """Looks up token ids; an id outside the table gives NaN, where JAX's own lookup would clamp."""
+    # Gathered whole in its width first, as FSDP does: the partitioner cannot bring a lookup from
+    # columns split over `fsdp` to rows split over it without copying everything.
+    table = constrain(table, (Axis.VOCAB, None))
+    return jnp.take(table, text, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 class LayerNorm(nn.Module):

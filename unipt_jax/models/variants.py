@@ -69,7 +69,9 @@ def dual_encoder(
             _named("text", text, TEXT_VARIANTS), vocab_size=vocab_size, dropout=dropout
         ),
         embedding_dim=embedding_dim,
+        pooling="max",
         pool_padding=pool_padding,
+        mlm=True,
         temperature=temperature,
         logit_scale=logit_scale,
     )

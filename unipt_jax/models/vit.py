@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al., 2021) as a token encoder; DeiT is the same model."""
+"""The Vision Transformer (Dosovitskiy et al., 2021) as a token encoder; DeiT and CLIP's are too."""
 
 import dataclasses
 
@@ -31,8 +31,11 @@ class VisionSpec:
         layers: number of transformer blocks.
         heads: attention heads of a block.
         mlp_size: width within a block's MLP.
-        layer_norm_eps: LayerNorm's epsilon (timm's ViT: 1e-6).
+        layer_norm_eps: LayerNorm's epsilon (timm's ViT: 1e-6, CLIP: 1e-5).
         activation: the MLP's activation.
+        distillation_token: whether a second token without a patch follows the class token (DeiT).
+        pre_layer_norm: whether the tokens are normalised before the first block (CLIP).
+        patch_bias: whether the map from patches to tokens has a bias (CLIP's has none).
         mean: mean of each channel, red first, of pixels in [0, 1]; the released UniPT uses 0.5.
         std: the same of the standard deviation.
 
@@ -48,6 +51,9 @@ class VisionSpec:
     mlp_size: int
     layer_norm_eps: float = 1e-6
     activation: Activation = "gelu"
+    distillation_token: bool = False
+    pre_layer_norm: bool = False
+    patch_bias: bool = True
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -69,6 +75,11 @@ class VisionSpec:
         height, width = self.image_size
         return height // self.patch_size, width // self.patch_size
 
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches'."""
+        return 1 + self.distillation_token
+
 
 class PatchEmbedding(nn.Module):
     """Cuts images into square patches and maps each to a token: a convolution of stride P.
@@ -76,11 +87,13 @@ class PatchEmbedding(nn.Module):
     Attributes:
         patch_size: P, the side of a patch in pixels.
         hidden_size: width of a token.
+        use_bias: whether a bias is added.
         dtype: compute dtype.
     """
 
     patch_size: int
     hidden_size: int
+    use_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -93,13 +106,15 @@ class PatchEmbedding(nn.Module):
             normal_init((Axis.PATCH, Axis.PATCH, None, Axis.EMBED)),
             (side, side, channels, self.hidden_size),
         )
-        bias = self.param("bias", zeros_init((Axis.EMBED,)), (self.hidden_size,))
         # A reshape and one matrix product: faster than a convolution, and the same sums.
         x = images.astype(self.dtype)
         x = x.reshape(batch, height // side, side, width // side, side, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
         x = x @ kernel.reshape(-1, self.hidden_size).astype(self.dtype)
-        return constrain(x + bias[None, None].astype(self.dtype), TOKENS)
+        if self.use_bias:
+            bias = self.param("bias", zeros_init((Axis.EMBED,)), (self.hidden_size,))
+            x = x + bias[None, None].astype(self.dtype)
+        return constrain(x, TOKENS)
 
 
 class VisionTransformer(nn.Module):
@@ -115,7 +130,10 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B N D"]:
-        """Returns the tokens after the final LayerNorm: the class token, then the patches by rows.
+        """Returns the tokens after the final LayerNorm.
+
+        The class token is first, then the distillation token if there is one, then the patches by
+        rows.
 
         Args:
             images: normalised pixels, `(pixel / 255 - spec.mean) / spec.std`, RGB.
@@ -133,19 +151,24 @@ class VisionTransformer(nn.Module):
                 f"but the model takes {want[0]}x{want[1]}"
             )
         patches = PatchEmbedding(
-            spec.patch_size, spec.hidden_size, self.dtype, name="patch_embedding"
+            spec.patch_size, spec.hidden_size, spec.patch_bias, self.dtype, name="patch_embedding"
         )(images)
-        class_token = self.param("class_token", normal_init((Axis.EMBED,)), (spec.hidden_size,))
+        names = ["class_token", "distillation_token"][: spec.prefix]
+        first = jnp.stack(
+            [self.param(name, normal_init((Axis.EMBED,)), (spec.hidden_size,)) for name in names]
+        )
         rows, columns = spec.grid
         positions = self.param(
             "position_embedding",
             normal_init((Axis.POSITION, Axis.EMBED)),
-            (1 + rows * columns, spec.hidden_size),
+            (spec.prefix + rows * columns, spec.hidden_size),
         )
         first = jnp.broadcast_to(
-            class_token[None, None].astype(self.dtype), (images.shape[0], 1, spec.hidden_size)
+            first[None].astype(self.dtype), (images.shape[0], spec.prefix, spec.hidden_size)
         )
         x = jnp.concatenate([first, patches], axis=1) + positions[None].astype(self.dtype)
+        if spec.pre_layer_norm:
+            x = LayerNorm(spec.layer_norm_eps, self.dtype, name="pre_layer_norm")(x)
         x = constrain(x, TOKENS)
         for index in range(spec.layers):
             x = TransformerBlock(
