@@ -9,11 +9,13 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unipt_jax.config import load
 from unipt_jax.core import trees
 from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.models.dual_encoder import DualEncoder
 from unipt_jax.training import loop, metrics, run, state
 
 VOCABULARY = 30522  # bert-base-uncased
@@ -42,7 +44,7 @@ def random_batch(batch_size: int, height: int, width: int, length: int) -> dict[
 def measure(batch_size: int, steps: int) -> dict[str, float]:
     """Returns parameters, seconds a step (the first apart), peak memory in GiB, and loss."""
     config = load.load("configs/pretrain.py", {"data": "", "batch_size": batch_size})
-    model = run.build_model(config, VOCABULARY)
+    model = DualEncoder(run.build_spec(config, VOCABULARY), dtype=jnp.dtype(config.dtype))
     adamw, train_step = run.build_step(config, model, steps=100)
     mesh = make_mesh()
     batch = put_batch(

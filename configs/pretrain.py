@@ -7,8 +7,14 @@ does where it differs from the paper), `demo` (a small model on the sample, minu
 from ml_collections import ConfigDict
 
 VARIANTS = {
-    "vit_b16": {"model": {"image": "vit_b16"}},
-    "deit_s": {"model": {"image": "deit_s"}},
+    "vit_b16": {
+        "model": {"image": "vit_b16"},
+        "init": {"image": "google/vit-base-patch16-224"},
+    },
+    "deit_s": {
+        "model": {"image": "deit_s"},
+        "init": {"image": "facebook/deit-small-patch16-224"},
+    },
     "released": {
         "dtype": "bfloat16",
         "model": {"pool_padding": True},
@@ -25,6 +31,7 @@ VARIANTS = {
         "image": {"height": 128, "width": 64},
         "text": {"tokenizer": "examples/tokenizer", "length": 64, "buckets": (32, 48)},
         "model": {"image": "tiny", "text": "tiny", "embedding_dim": 128},
+        "init": {"image": "", "text": ""},
         "contrastive": {"temperature": "learned"},
         "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
     },
@@ -43,6 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "text": {"tokenizer": "bert-base-uncased", "length": 100, "buckets": (32, 48, 64)},
             "mlm": {"weight": 1.0, "probability": 0.15, "whole_word": False},
             "model": {"image": "vit_b16", "text": "bert_base", "embedding_dim": 768},
+            "init": {"image": "google/vit-base-patch16-224", "text": "bert-base-uncased"},
             "contrastive": {"temperature": "none"},
             "optimizer": {"learning_rate": 1e-5, "warmup": 0.1, "decay": "none"},
         },

@@ -23,7 +23,7 @@ def read(config: schema.Prepare) -> tuple[list[annotations.Record], list[annotat
     )
 
 
-def check(config: schema.Prepare) -> None:
+def check(config: schema.Prepare, resume: bool) -> None:
     """Raises what is wrong with the annotation file as a whole or with the tokenizer."""
     read(config)
     if config.tokenizer:

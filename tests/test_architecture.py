@@ -88,9 +88,27 @@ def test_tools_find_nothing(command):
     assert code == 0, output
 
 
-@each([*PACKAGE, *LAUNCH, *CONFIGS])
+# The reader of old files imports torch where it needs it; the other is written for torch's users and
+# travels with the weights: nothing here imports it.
+FOR_TORCH = {"weight_files.py", "modeling_unipt.py"}
+
+
+@each([path for path in [*PACKAGE, *LAUNCH, *CONFIGS] if path.name not in FOR_TORCH])
 def test_torch_is_the_tests_alone(path):
     assert not imported_packages(path.read_text()) & {"torch", "torchvision", "tensorflow"}
+    assert "import modeling_unipt" not in path.read_text()
+
+
+def test_the_package_is_imported_without_torch():
+    """All of it but the file that is written for torch."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE
+        if path.name != "modeling_unipt.py"
+    ]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @each(CONFIGS)
@@ -115,7 +133,7 @@ def test_importing_runs_no_jax(path):
 
 def test_every_room_is_seen():
     rooms = {path.parent.name for path in PACKAGE}
-    assert {"core", "config", "data", "losses", "models", "training"} <= rooms
+    assert {"core", "config", "data", "interop", "losses", "models", "training"} <= rooms
 
 
 # ---------------------------------------------------------------------------- the rules' own tests

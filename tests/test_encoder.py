@@ -16,7 +16,7 @@ import unipt_jax
 from unipt_jax import encoder as encoder_lib
 from unipt_jax.config import load, schema
 from unipt_jax.core import files
-from unipt_jax.core.errors import CheckpointError, DataError
+from unipt_jax.core.errors import CheckpointError, ConversionError, DataError
 from unipt_jax.core.sharding import make_mesh
 from unipt_jax.training import optimizer, run
 from unipt_jax.training.checkpoints import Checkpoints
@@ -276,9 +276,9 @@ def test_files_that_cannot_be_read_are_named(encoder, pictures, tmp_path):
             small.encode_images(batch)
 
 
-def test_directories_without_a_run_are_refused(workdir, data, tmp_path):
+def test_directories_without_a_model_are_refused(data, tmp_path):
     for directory in (tmp_path, tmp_path / "nowhere", data):
-        with pytest.raises(CheckpointError, match=rf"{directory} .*not the directory of a run"):
+        with pytest.raises(ConversionError, match=str(directory)):
             encoder_lib.load(directory)
 
 
@@ -286,7 +286,7 @@ def test_the_directory_of_another_stage_is_refused(tmp_path):
     """A data set that was prepared has a `config.json` as well."""
     prepare = schema.Prepare(stage="prepare", dataset="pairs", source="somewhere")
     files.write_json(tmp_path / "config.json", schema.to_dict(prepare))
-    with pytest.raises(CheckpointError, match=rf"{tmp_path} .*prepare"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} .*without a model"):
         encoder_lib.load(tmp_path)
 
 
@@ -294,6 +294,7 @@ def test_the_directory_of_another_stage_is_refused(tmp_path):
 def test_a_run_without_a_checkpoint_is_refused(workdir, tmp_path, remains):
     """Neither an empty directory nor what a killed run left of its first checkpoint counts."""
     shutil.copy(workdir / "config.json", tmp_path)
+    shutil.copy(workdir / "model.json", tmp_path)
     shutil.copytree(workdir / "tokenizer", tmp_path / "tokenizer")
     checkpoints = tmp_path / "checkpoints"
     if remains != "nothing":

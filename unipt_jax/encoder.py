@@ -13,13 +13,15 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from unipt_jax.config import schema
 from unipt_jax.core.errors import CheckpointError, DataError
 from unipt_jax.core.files import CONFIG_FILE, read_json
 from unipt_jax.data import images, tokenization
-from unipt_jax.models.dual_encoder import DualEncoder
-from unipt_jax.training import run
+from unipt_jax.models import specs
+from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.vit import VisionSpec
+from unipt_jax.training import conversion, model_file
 from unipt_jax.training.checkpoints import Checkpoints
+from unipt_jax.training.model_file import MODEL_FILE
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -112,24 +114,45 @@ class Encoder:
         return np.concatenate([np.zeros((0, width), np.float32), *map(np.asarray, parts)])
 
 
-def load(directory: str | Path) -> Encoder:
-    """Loads the latest checkpoint of a training run.
+def load(source: str | Path) -> Encoder:
+    """Loads the latest checkpoint of a run or a conversion, or a CLIP from elsewhere.
+
+    Args:
+        source: a work directory of training or of `launch/convert.py`; else whatever
+            `interop.huggingface.load` reads: a Hugging Face directory or name, a file of weights.
+            Images are resized to the model's size as a whole: nothing is cropped.
 
     Raises:
-        CheckpointError: the directory holds no run, or no complete checkpoint.
+        CheckpointError: the run holds no complete checkpoint, or not one of a dual encoder.
+        ConversionError: foreign weights or their tokenizer cannot be read or do not fit.
+        DataError: the tokenizer of a run is missing or damaged.
     """
-    path = epath.Path(directory)
-    if not (path / CONFIG_FILE).exists():
-        raise CheckpointError(f"{path} holds no {CONFIG_FILE}: it is not the directory of a run")
-    config = schema.build(read_json(path / CONFIG_FILE))
-    if not isinstance(config, schema.Pretrain):
-        raise CheckpointError(f"{path} holds the result of stage {config.stage!r}, not a model")
-    tokenizer = tokenization.load(str(path / run.TOKENIZER_DIRECTORY))
-    model = run.build_model(config, tokenizer.vocab_size)
-    processor = Processor(config.image.height, config.image.width, tokenizer, config.text.length)
-    with Checkpoints.open_read_only(path) as checkpoints:
-        params = checkpoints.restore_params(run.abstract_params(model))
-    return Encoder(model, params, processor)
+    path = epath.Path(source)
+    if model_file.exists(path):
+        described = model_file.read(path)
+        _require_dual_encoder(described.spec, source)
+        tokenizer = model_file.tokenizer(path)
+        with Checkpoints.open_read_only(path) as checkpoints:
+            params = checkpoints.restore_params(specs.abstract_params(described.spec))
+    elif (path / CONFIG_FILE).exists() and "stage" in read_json(path / CONFIG_FILE):
+        raise CheckpointError(f"{path} is a work directory without a model ({MODEL_FILE})")
+    else:
+        converted = conversion.read(str(source))
+        described, tokenizer = converted.model, converted.tokenizer
+        _require_dual_encoder(described.spec, source)
+        params = jax.device_put(converted.params, jax.local_devices()[0])
+    model = DualEncoder(described.spec, dtype=jnp.dtype(described.dtype))
+    height, width = described.spec.image.image_size
+    return Encoder(model, params, Processor(height, width, tokenizer, described.text_length))
+
+
+def _require_dual_encoder(spec: specs.Spec, source: str | Path) -> None:
+    if not isinstance(spec, DualEncoderSpec):
+        side = "image" if isinstance(spec, VisionSpec) else "text"
+        raise CheckpointError(
+            f"{source} holds one encoder alone, for --config.init.{side} of launch/train.py; "
+            "encoding needs both"
+        )
 
 
 def _pixels(image: ImageLike, index: int) -> np.ndarray:

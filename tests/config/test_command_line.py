@@ -276,7 +276,7 @@ def test_a_mistake_found_by_the_check_removes_nothing(tmp_path, capsys):
     (workdir / "config.json").write_text("{}")
     (workdir / "precious").write_text("weights")
 
-    def refuse(config):
+    def refuse(config, resume):
         raise DataError("no such data")
 
     arguments = ["--config=configs/prepare.py:demo", f"--workdir={workdir}", "--overwrite"]

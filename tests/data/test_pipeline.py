@@ -232,6 +232,33 @@ def test_an_empty_split_is_an_error(split, make):
         make(split=empty)
 
 
+@pytest.mark.parametrize(
+    ("lacking", "whole_word", "message"),
+    [
+        ("mask", False, r"'examples/tokenizer' has no mask token \[MASK\] .* mlm.probability=0"),
+        ("is_continuation", True, r"mlm.whole_word=True: .* 'examples/tokenizer'"),
+    ],
+)
+def test_masking_that_a_tokenizer_cannot_do_is_refused(
+    split, tokenizer, lacking, whole_word, message
+):
+    """A CLIP tokenizer has neither; without the masked language model none is needed."""
+    lesser = dataclasses.replace(tokenizer, **{lacking: None})
+    with pytest.raises(ConfigError, match=message):
+        how = preprocess(whole_word=whole_word)
+        pipeline.train_batches(split, lesser, how, batch_size=5, seed=0)
+    how = preprocess(whole_word=whole_word, mlm_probability=0.0)
+    batch = pipeline.train_batches(split, lesser, how, batch_size=5, seed=0)[0]
+    np.testing.assert_array_equal(batch["masked_text"], batch["text"])
+    assert not batch["mlm_mask"].any()
+
+
+def test_single_tokens_are_masked_without_knowing_words(split, tokenizer, make):
+    lesser = dataclasses.replace(tokenizer, is_continuation=None)
+    dataset = pipeline.train_batches(split, lesser, preprocess(), batch_size=5, seed=0)
+    assert_same([dataset[0]], [make()[0]])
+
+
 # ---------------------------------------------------------------------------- resuming
 
 

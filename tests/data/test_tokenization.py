@@ -1,11 +1,13 @@
 """Tokenisation: ids by hand, truncation, lengths, and what cannot be loaded."""
 
+import json
 import pickle
+import re
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from unipt_jax.core.errors import DataError
 from unipt_jax.data import tokenization
@@ -25,9 +27,47 @@ def write_tokenizer(directory, vocabulary=VOCABULARY):
     backend.save(str(directory / "tokenizer.json"))
 
 
+# CLIP's kind of vocabulary, small enough to apply its merges by hand.
+PIECES = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>"]
+MERGES = [("a", "b"), ("a", "b</w>"), ("ab", "c</w>")]
+HUGGING_FACE = ("<|startoftext|>", "<|endoftext|>")
+OPEN_CLIP = ("<start_of_text>", "<end_of_text>")
+
+
+def write_byte_pairs(directory, around=HUGGING_FACE, more=()):
+    ids = {piece: number for number, piece in enumerate([*PIECES, *around, *more])}
+    backend = Backend(models.BPE(ids, MERGES, unk_token=around[1], end_of_word_suffix="</w>"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([*around, *more])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{around[0]} $A {around[1]}", special_tokens=[(name, ids[name]) for name in around]
+    )
+    backend.enable_truncation(6)  # A file may carry both, which are not wanted.
+    backend.enable_padding(length=6, pad_id=ids[around[1]], pad_token=around[1])
+    backend.save(str(directory / "tokenizer.json"))
+
+
+def write_hugging_face_files(directory, files=("vocab.json", "merges.txt")):
+    contents = {
+        "vocab.json": json.dumps({piece: n for n, piece in enumerate([*PIECES, *HUGGING_FACE])}),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES),
+    }
+    (directory / "config.json").write_text('{"model_type": "clip"}')
+    for file in files:
+        (directory / file).write_text(contents[file])
+
+
 @pytest.fixture
 def tokenizer(tmp_path):
     write_tokenizer(tmp_path)
+    return tokenization.load(str(tmp_path))
+
+
+@pytest.fixture(params=[write_byte_pairs, write_hugging_face_files])
+def clip_tokenizer(request, tmp_path):
+    """CLIP's, from each kind of files."""
+    request.param(tmp_path)
     return tokenization.load(str(tmp_path))
 
 
@@ -71,7 +111,99 @@ def test_fingerprint_follows_the_vocabulary(tokenizer, tmp_path):
     assert tokenization.load(str(tmp_path / "other")).fingerprint != tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("missing", ["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
+def test_byte_pairs_by_hand(clip_tokenizer):
+    """A word's last letter has `</w>`; what is not in the vocabulary is the end token."""
+    assert clip_tokenizer.encode("abc ab cab", 20).tolist() == [9, 8, 7, 2, 7, 10]
+    assert clip_tokenizer.encode("AB\n C  ba x", 20).tolist() == [9, 7, 5, 1, 3, 10, 10]
+    assert clip_tokenizer.encode("", 20).tolist() == [9, 10]
+    assert clip_tokenizer.vocab_size == 11
+
+
+def test_clip_pads_with_its_end_token_and_has_no_mask(clip_tokenizer):
+    roles = [getattr(clip_tokenizer, role) for role in ("start", "end", "pad", "mask")]
+    assert roles == [9, 10, 10, None]
+    assert np.flatnonzero(clip_tokenizer.is_special).tolist() == [9, 10]
+    assert clip_tokenizer.is_continuation is None
+
+
+@pytest.mark.parametrize("words", [1, 5, 6, 7, 200])
+def test_truncation_keeps_clips_end_token(clip_tokenizer, words):
+    """P12, P104: at 6, 7 and 8 tokens of 8 places and far beyond, the last one is the end token."""
+    ids = clip_tokenizer.encode("c " * words, 8)
+    assert ids.tolist() == [9, *[5] * min(words, 6), 10]
+    assert clip_tokenizer.lengths(["c " * words]).tolist() == [words + 2]
+
+
+@pytest.mark.parametrize("around", [HUGGING_FACE, OPEN_CLIP])
+@pytest.mark.parametrize(
+    ("more", "pad", "mask"),
+    [
+        ((), 10, None),
+        (("<|mask|>",), 10, 11),
+        (("[PAD]", "[MASK]"), 11, 12),
+        (("<|person|>",), 10, None),  # Special by its own flag, without a role here.
+    ],
+)
+def test_special_tokens_by_any_name(tmp_path, around, more, pad, mask):
+    write_byte_pairs(tmp_path, around, more)
+    loaded = tokenization.load(str(tmp_path))
+    assert (loaded.start, loaded.end, loaded.pad, loaded.mask) == (9, 10, pad, mask)
+    assert np.flatnonzero(loaded.is_special).tolist() == list(range(9, 11 + len(more)))
+
+
+def test_saving_and_pickling_keep_clips_ids_and_special_tokens(clip_tokenizer, tmp_path):
+    clip_tokenizer.save(tmp_path / "copy")
+    for twin in (
+        tokenization.load(str(tmp_path / "copy")),
+        pickle.loads(pickle.dumps(clip_tokenizer)),
+    ):
+        assert twin.fingerprint == clip_tokenizer.fingerprint
+        assert twin.encode("abc ab cab", 20).tolist() == [9, 8, 7, 2, 7, 10]
+        np.testing.assert_array_equal(twin.is_special, clip_tokenizer.is_special)
+        for role in ("start", "end", "pad", "mask", "is_continuation"):
+            assert getattr(twin, role) == getattr(clip_tokenizer, role)
+
+
+def test_fingerprint_follows_the_merges(tmp_path, monkeypatch):
+    write_byte_pairs(tmp_path)
+    before = tokenization.load(str(tmp_path))
+    monkeypatch.setattr(f"{__name__}.MERGES", MERGES[:-1])
+    write_byte_pairs(tmp_path)
+    after = tokenization.load(str(tmp_path))
+    assert after.encode("abc", 9).tolist() != before.encode("abc", 9).tolist()
+    assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("files", [(), ("vocab.json",), ("merges.txt",)])
+def test_a_directory_without_all_of_a_vocabulary_is_refused(tmp_path, files):
+    """Transformers makes a vocabulary of special tokens alone of the first."""
+    write_hugging_face_files(tmp_path, files)
+    with pytest.raises(DataError, match=f"{tmp_path}.*tokenizer.json.*vocabulary files"):
+        tokenization.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", [*HUGGING_FACE, *OPEN_CLIP])
+def test_clip_without_a_needed_token_is_refused(tmp_path, missing):
+    around = HUGGING_FACE if missing in HUGGING_FACE else OPEN_CLIP
+    write_byte_pairs(tmp_path, tuple("<other>" if name == missing else name for name in around))
+    with pytest.raises(DataError, match=rf"no (start|end) token .*{re.escape(missing)}"):
+        tokenization.load(str(tmp_path))
+
+
+def test_tokens_that_are_not_put_around_a_text_are_refused(tmp_path):
+    write_byte_pairs(tmp_path, HUGGING_FACE)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
+    with pytest.raises(DataError, match="does not put its start and end tokens around a text"):
+        tokenization.load(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_mask_token_is_loaded(tmp_path):
+    write_tokenizer(tmp_path, [piece for piece in VOCABULARY if piece != "[MASK]"])
+    assert tokenization.load(str(tmp_path)).mask is None
+
+
+@pytest.mark.parametrize("missing", ["[PAD]", "[CLS]", "[SEP]"])
 def test_a_tokenizer_without_a_needed_token_is_refused(tmp_path, missing):
     write_tokenizer(tmp_path, [piece for piece in VOCABULARY if piece != missing])
     with pytest.raises(DataError, match=missing.replace("[", r"\[")):

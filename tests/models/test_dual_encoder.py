@@ -15,6 +15,7 @@ from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import make_mesh, parameter_shardings, put_batch
 from unipt_jax.core.trees import flatten
 from unipt_jax.models.bert import Bert, TextSpec
+from unipt_jax.models.clip import ClipTextSpec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.models.vit import VisionSpec
 
@@ -28,6 +29,12 @@ SPEC = DualEncoderSpec(
     mlm=True,
     temperature="learned",
     logit_scale=10.0,
+)
+
+
+END = V - 2
+CLIP_TEXT = ClipTextSpec(
+    V, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12, end_token=END
 )
 
 
@@ -114,6 +121,77 @@ def test_call_agrees_with_the_encoders_alone(params):
 
     want = jax.jit(lambda p: DualEncoder(SPEC).apply({"params": p}, method=logits))(params)
     np.testing.assert_allclose(outputs["mlm_logits"], want, atol=1e-5)
+
+
+def _ended(batch):
+    """The batch with an end-of-text token at each text's last place, and as its padding."""
+    last = batch["text_mask"].sum(axis=1)[:, None] - 1
+    words = {name: batch[name] % END for name in ("text", "masked_text")}
+    return batch | {
+        name: np.where(np.arange(L)[None] < last, ids, END) for name, ids in words.items()
+    }
+
+
+def _everything(module, batch):
+    """The outputs, each encoder's embeddings and tokens."""
+    pixels = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    return (
+        module(batch, train=False),
+        {
+            "image": module.encode_image(batch["image"]),
+            "text": module.encode_text(batch["text"], batch["text_mask"]),
+        },
+        {
+            "image": module.image_encoder(pixels, train=False),
+            "text": module.text_encoder(batch["text"], batch["text_mask"], train=False),
+        },
+    )
+
+
+@pytest.mark.parametrize("mlm", [True, False])
+@pytest.mark.parametrize("text", [SPEC.text, CLIP_TEXT], ids=["bert", "clip"])
+@pytest.mark.parametrize("pooling", ["max", "class"])
+def test_every_make_of_dual_encoder(pooling, text, mlm):
+    """Outputs and parameters are the documented ones, embeddings the tokens pooled by hand."""
+    spec = dataclasses.replace(
+        SPEC,
+        text=text,
+        pooling=pooling,
+        pool_padding=pooling == "class",  # Which ignores it.
+        mlm=mlm,
+    )
+    model, batch = DualEncoder(spec), _ended(_batch())
+    given = _device(batch)
+    if not mlm:
+        del given["masked_text"], given["mlm_positions"]
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), given, train=False))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32),
+        nn.unbox(abstract)["params"],
+    )
+    names = {"image_encoder", "text_encoder", "image_head", "text_head", "logit_scale"}
+    assert set(params) == (names | {"mlm_head"} if mlm else names)
+
+    apply = jax.jit(lambda p, b: model.apply({"params": p}, b, method=_everything))
+    outputs, embeddings, tokens = jax.tree.map(np.asarray, apply(params, given))
+    keys = {"image_embedding", "text_embedding", "logit_scale"}
+    assert set(outputs) == (keys | {"mlm_logits"} if mlm else keys)
+
+    last = batch["text_mask"].sum(axis=1) - 1
+    places = {"image": 0, "text": last if text is CLIP_TEXT else 0}
+    seen = {"image": np.True_, "text": batch["text_mask"][:, :, None]}
+    for side in ("image", "text"):
+        np.testing.assert_allclose(outputs[f"{side}_embedding"], embeddings[side], atol=1e-6)
+        projection = params[f"{side}_head"]["projection"]
+        mapped = tokens[side] @ np.asarray(projection["kernel"])
+        if pooling == "max":
+            mapped = mapped + np.asarray(projection["bias"])
+            want = np.where(seen[side], mapped, -np.inf).max(axis=1)
+        else:
+            assert set(projection) == {"kernel"}
+            want = mapped[np.arange(B), places[side]]
+        np.testing.assert_allclose(embeddings[side], want, atol=1e-5)
 
 
 def test_masking_never_touches_the_text_embedding(params):

@@ -1,10 +1,12 @@
 """Pooling and the masked-language-model head, by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unipt_jax.models.heads import EmbeddingHead, MlmHead
+from unipt_jax.models.heads import ClassHead, EmbeddingHead, MlmHead
 
 
 def _identity(width):
@@ -40,6 +42,39 @@ def test_the_projection_comes_before_the_maximum():
 def test_embeddings_are_float32():
     have = EmbeddingHead(2, jnp.bfloat16).apply(_identity(2), TOKENS.astype(jnp.bfloat16), None)
     assert have.dtype == jnp.float32
+
+
+def test_one_token_is_mapped_without_a_bias(key):
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    positions = jnp.array([3, 0, 2])
+    fresh = ClassHead(6).init(key, jnp.asarray(tokens), positions)
+    assert set(fresh["params"]["projection"]) == {"kernel"}
+    kernel = rng.normal(size=(5, 6)).astype(np.float32)
+    variables = {"params": {"projection": {"kernel": kernel}}}
+    head = functools.partial(ClassHead(6).apply, variables, position=positions)
+    want = np.stack([tokens[0, 3], tokens[1, 0], tokens[2, 2]]) @ kernel
+    np.testing.assert_allclose(head(jnp.asarray(tokens)), want, atol=1e-5)
+
+    gradient = np.asarray(jax.grad(lambda x: head(x).sum())(jnp.asarray(tokens)))
+    touched = np.abs(gradient).max(axis=2) > 0
+    np.testing.assert_array_equal(touched, np.arange(4)[None] == np.array([[3], [0], [2]]))
+
+
+def test_a_token_beyond_the_text_is_not_a_number():
+    """Where CLIP's text has no end token; JAX's usual lookup would give the last one."""
+    variables = {"params": {"projection": {"kernel": jnp.eye(2)}}}
+    have = np.asarray(ClassHead(2).apply(variables, TOKENS, jnp.array([3, 2])))
+    assert np.isnan(have[0]).all()
+    np.testing.assert_array_equal(have[1], [1.0, 2.0])
+
+
+def test_class_embeddings_are_float32():
+    variables = {"params": {"projection": {"kernel": jnp.eye(2)}}}
+    tokens = TOKENS.astype(jnp.bfloat16)
+    assert ClassHead(2, jnp.bfloat16).apply(variables, tokens, jnp.array([0, 1])).dtype == (
+        jnp.float32
+    )
 
 
 def test_the_mlm_decoder_runs_at_the_positions_alone(key):

@@ -1,11 +1,15 @@
-"""The Vision Transformer against transformers' torch model."""
+"""The Vision Transformer against transformers' torch model, and its variations by hand."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.trees import flatten
 from unipt_jax.models.vit import VisionSpec, VisionTransformer
 
 # A patch of 3x3 pixels with 3 channels, a grid of 4x2, square matrices throughout: only values can
@@ -84,6 +88,94 @@ def test_tokens_equal_torch():
     np.testing.assert_allclose(have, want, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def images():
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, 12, 6, 3))
+    return jnp.asarray(pixels, jnp.float32)
+
+
+def _random(spec, images):
+    variables = jax.eval_shape(
+        lambda: VisionTransformer(spec).init(jax.random.key(0), images, train=False)
+    )
+    rng = np.random.default_rng(2)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
+        nn.unbox(variables)["params"],
+    )
+
+
+def _run(spec, params, images):
+    model = VisionTransformer(spec)
+    return np.asarray(
+        jax.jit(lambda p, x: model.apply({"params": p}, x, train=False))(params, images)
+    )
+
+
+def _norm(x, params, eps):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    return x * np.asarray(params["scale"]) + np.asarray(params["bias"])
+
+
+@pytest.mark.parametrize("distillation_token", [False, True])
+@pytest.mark.parametrize("pre_layer_norm", [False, True])
+@pytest.mark.parametrize("patch_bias", [False, True])
+def test_what_enters_the_blocks_by_hand(images, distillation_token, pre_layer_norm, patch_bias):
+    """Without blocks, tokens are sums that NumPy can do."""
+    spec = dataclasses.replace(
+        SPEC,
+        layers=0,
+        distillation_token=distillation_token,
+        pre_layer_norm=pre_layer_norm,
+        patch_bias=patch_bias,
+    )
+    params = _random(spec, images)
+    shapes = {"class_token": (16,), "position_embedding": (spec.prefix + 8, 16)}
+    shapes |= {"patch_embedding/kernel": (3, 3, 3, 16)}
+    shapes |= {"patch_embedding/bias": (16,)} if patch_bias else {}
+    shapes |= {"distillation_token": (16,)} if distillation_token else {}
+    for name in ("pre_layer_norm", "layer_norm") if pre_layer_norm else ("layer_norm",):
+        shapes |= {f"{name}/scale": (16,), f"{name}/bias": (16,)}
+    assert {name: leaf.shape for name, leaf in flatten(params).items()} == shapes
+
+    values = {name: np.asarray(leaf, np.float64) for name, leaf in flatten(params).items()}
+    want = np.zeros((2, spec.prefix + 8, 16))
+    want[:, 0] = values["class_token"]
+    if distillation_token:
+        want[:, 1] = values["distillation_token"]
+    for row in range(4):
+        for column in range(2):
+            patch = np.asarray(images)[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+            want[:, spec.prefix + 2 * row + column] = np.einsum(
+                "bhwc,hwcd->bd", patch, values["patch_embedding/kernel"]
+            ) + values.get("patch_embedding/bias", 0.0)
+    want += values["position_embedding"]
+    if pre_layer_norm:
+        want = _norm(want, params["pre_layer_norm"], spec.layer_norm_eps)
+    want = _norm(want, params["layer_norm"], spec.layer_norm_eps)
+    np.testing.assert_allclose(_run(spec, params, images), want, atol=1e-4)
+
+
+def test_the_first_norm_takes_out_the_scale_of_what_enters(images):
+    """Only before the blocks: a norm at another place would see sums of scaled and other terms."""
+    entering = ("class_token", "patch_embedding", "position_embedding")
+
+    def scaled(params):
+        return {
+            name: jax.tree.map(lambda leaf: 7.0 * leaf, value) if name in entering else value
+            for name, value in params.items()
+        }
+
+    for pre_layer_norm in (True, False):
+        spec = dataclasses.replace(
+            SPEC, pre_layer_norm=pre_layer_norm, patch_bias=False, layer_norm_eps=1e-9
+        )
+        params = _random(spec, images)
+        have, want = _run(spec, scaled(params), images), _run(spec, params, images)
+        assert np.allclose(have, want, atol=1e-3) == pre_layer_norm
+
+
 def test_swapped_sides_are_named(key):
     with pytest.raises(ValueError, match=r"6x12 .* takes 12x6"):
         VisionTransformer(SPEC).init(key, jnp.zeros((1, 6, 12, 3)), train=False)
@@ -101,4 +193,6 @@ def test_heads_must_divide_the_width():
 
 
 def test_grid_is_rows_by_columns():
-    assert VisionSpec((384, 128), 16, 768, 12, 12, 3072).grid == (24, 8)
+    spec = VisionSpec((384, 128), 16, 768, 12, 12, 3072)
+    assert (spec.grid, spec.prefix) == ((24, 8), 1)
+    assert dataclasses.replace(spec, distillation_token=True).prefix == 2

@@ -20,11 +20,12 @@ def main(
     doc: str,
     arguments: Sequence[str] | None = None,
     *,
-    check: Callable[[Any], None] = lambda config: None,
+    check: Callable[[Any, bool], None] = lambda config, resume: None,
 ) -> NoReturn:
-    """Parses flags, calls `check(config)`, claims the work directory, and calls `run`.
+    """Parses flags, calls `check`, claims the work directory, and calls `run`.
 
-    `run` takes the configuration, the work directory and whether to resume. Then the process exits.
+    `check` takes the configuration and whether to resume, `run` the work directory between them.
+    Then the process exits.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 1 any other
     failure. `config.json` in the work directory holds the configuration; a resumed run must agree
@@ -39,7 +40,7 @@ def main(
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
-        check(config)  # A mistake must show before --overwrite removes anything.
+        check(config, flags.resume)  # A mistake must show before --overwrite removes anything.
         workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)
         _record_config(config, workdir)
         run(config, workdir, flags.resume)

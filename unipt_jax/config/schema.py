@@ -113,6 +113,16 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+    """Weights to start from: a Hugging Face name, a directory of weights, or of a run of ours."""
+
+    image: str = field("of the image encoder (paper: ImageNet's); empty: random", default="")
+    text: str = field(
+        "of the text encoder and the MLM head (paper: BERT-base); empty: random", default=""
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Contrastive:
     """Symmetric InfoNCE (paper, equation 1)."""
 
@@ -213,6 +223,7 @@ class Pretrain:
     text: Text = group(Text)
     mlm: MaskedLanguage = group(MaskedLanguage)
     model: Model = group(Model)
+    init: Init = group(Init)
     contrastive: Contrastive = group(Contrastive)
     optimizer: Optimizer = group(Optimizer)
     mesh: Mesh = group(Mesh, free_on_resume=True)
@@ -300,6 +311,13 @@ class Convert:
         "a Hugging Face name, or a directory with tokenizer.json; empty: beside the weights",
         default="",
     )
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can show."""
+        if bool(self.height) != bool(self.width):
+            raise ConfigError(
+                f"height={self.height} and width={self.width}: set both, or neither (0)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ def mask_tokens(
     tokens: Int[np.ndarray, "L"],
     *,
     is_special: Bool[np.ndarray, "V"],
-    is_continuation: Bool[np.ndarray, "V"],
-    mask: int,
+    is_continuation: Bool[np.ndarray, "V"] | None,
+    mask: int | None,
     probability: float,
     whole_word: bool,
     rng: np.random.Generator,
@@ -26,7 +26,8 @@ def mask_tokens(
     Of the tokens that are not special, `round(probability * n)` are chosen, at least one unless
     the probability is 0. Of the chosen, 80 % become `mask`, 10 % a random ordinary token, 10 %
     stay. With `whole_word` all pieces of a word are chosen together, and a word that would exceed
-    the number is passed over (none may be left then).
+    the number is passed over (none may be left then). `is_continuation` may be None without
+    `whole_word`, and `mask` where the probability is 0.
 
     Returns:
         The masked copy and the chosen positions, ascending. The labels are `tokens[positions]`.

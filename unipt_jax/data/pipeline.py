@@ -18,7 +18,7 @@ from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.random import host_generator
 from unipt_jax.data import images, masking, transforms
 from unipt_jax.data.builders import Split
-from unipt_jax.data.tokenization import Tokenizer
+from unipt_jax.data.tokenization import ROLES, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def train_batches(
     dropped. `batch_size` is global; process p gets the p-th of `process_count` blocks of its rows.
 
     Raises:
-        ConfigError: the processes do not divide the batch.
+        ConfigError: the processes do not divide the batch, or the tokenizer cannot mask so.
         DataError: the split is empty.
     """
     pairs = len(split.pairs[0])
@@ -164,6 +164,7 @@ def train_batches(
         raise ConfigError(
             f"batch_size={batch_size} cannot be split over {process_count} processes evenly"
         )
+    _require_masking(tokenizer, preprocess)
     buckets = preprocess.buckets
     known = split.tokenizer_fingerprint == tokenizer.fingerprint
     if buckets and not known:
@@ -230,6 +231,22 @@ class Batches(Iterator[Example]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _require_masking(tokenizer: Tokenizer, preprocess: Preprocess) -> None:
+    if not preprocess.mlm_probability:
+        return
+    if tokenizer.mask is None:
+        raise ConfigError(
+            f"tokenizer {tokenizer.name!r} has no mask token {' or '.join(ROLES['mask'])}, which "
+            "the masked language model needs; set mlm.probability=0 to do without that model, or "
+            "choose another text.tokenizer"
+        )
+    if preprocess.whole_word and tokenizer.is_continuation is None:
+        raise ConfigError(
+            f"mlm.whole_word=True: the pieces of tokenizer {tokenizer.name!r} do not show which of "
+            "them begin a word; set mlm.whole_word=False, or choose another text.tokenizer"
+        )
 
 
 def _number(index: int, pair: int) -> tuple[int, int]:

@@ -14,25 +14,35 @@ from unipt_jax.core.files import write_bytes
 
 FILE = "tokenizer.json"
 
-# The roles that MLM and padding need, under the names that BERT-like vocabularies use.
-ROLES = {"start": ("[CLS]",), "end": ("[SEP]",), "pad": ("[PAD]",), "mask": ("[MASK]",)}
+# The roles of special tokens, under BERT's names and under those of CLIP, as Hugging Face and as
+# open_clip write them. CLIP has no token for padding alone: its end token pads.
+_CLIP_END = ("<|endoftext|>", "<end_of_text>")
+ROLES = {
+    "start": ("[CLS]", "<|startoftext|>", "<start_of_text>"),
+    "end": ("[SEP]", *_CLIP_END),
+    "pad": ("[PAD]", *_CLIP_END),
+    "mask": ("[MASK]", "<|mask|>"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer with the ids of its special tokens.
+    """A tokenizer with the ids of its special tokens, of which it may lack `mask`.
 
     `is_special` and `is_continuation` (a piece that goes on with the word before it) are
-    `bool[vocab_size]`; `fingerprint` changes with anything that changes ids.
+    `bool[vocab_size]`. `is_continuation` is None with byte pairs: those mark the end of a word, so
+    what a piece goes on with is not told by its id. `name` is what the tokenizer was loaded by;
+    `fingerprint` changes with anything that changes ids.
     """
 
+    name: str
     backend: tokenizers.Tokenizer
     start: int
     end: int
     pad: int
-    mask: int
+    mask: int | None
     is_special: Bool[np.ndarray, "V"]
-    is_continuation: Bool[np.ndarray, "V"]
+    is_continuation: Bool[np.ndarray, "V"] | None
     fingerprint: str
 
     @property
@@ -61,7 +71,8 @@ def load(name: str) -> Tokenizer:
     """Loads a directory with `tokenizer.json`, or a Hugging Face name or directory.
 
     Raises:
-        DataError: nothing can be loaded under that name, or a special token is missing or not put.
+        DataError: nothing can be loaded under that name, or a special token other than that for
+            masking is missing or not put.
     """
     backend = _read(name)
     backend.no_truncation()
@@ -69,22 +80,31 @@ def load(name: str) -> Tokenizer:
     vocabulary = backend.get_vocab(with_added_tokens=True)
     ids = {}
     for role, spellings in ROLES.items():
-        found = [vocabulary[token] for token in spellings if token in vocabulary]
-        if not found:
+        ids[role] = next((vocabulary[token] for token in spellings if token in vocabulary), None)
+        if ids[role] is None and role != "mask":
             raise DataError(f"tokenizer {name!r} has no {role} token {' or '.join(spellings)}")
-        ids[role] = found[0]
     encoded = backend.encode("a").ids
     if (encoded[0], encoded[-1]) != (ids["start"], ids["end"]):
         raise DataError(f"tokenizer {name!r} does not put its start and end tokens around a text")
     size = max(vocabulary.values()) + 1
-    is_special, is_continuation = np.zeros(size, bool), np.zeros(size, bool)
-    for token, number in vocabulary.items():
-        is_continuation[number] = token.startswith("##")
+    is_special = np.zeros(size, bool)
     for number, added in backend.get_added_tokens_decoder().items():
         is_special[number] = added.special
-    is_special[list(ids.values())] = True
+    is_special[[number for number in ids.values() if number is not None]] = True
+    if is_special.sum() == len(vocabulary):
+        # What transformers gives, without a word, for a directory that has config.json alone.
+        raise DataError(
+            f"tokenizer {name!r} knows special tokens alone; put its tokenizer.json or its "
+            "vocabulary files there"
+        )
+    is_continuation = None
+    if isinstance(backend.model, tokenizers.models.WordPiece | tokenizers.models.WordLevel):
+        is_continuation = np.zeros(size, bool)
+        for token, number in vocabulary.items():
+            is_continuation[number] = token.startswith("##")
     fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
     return Tokenizer(
+        name=name,
         backend=backend,
         is_special=is_special,
         is_continuation=is_continuation,
@@ -105,5 +125,6 @@ def _read(name: str) -> tokenizers.Tokenizer:
     except Exception as error:
         raise DataError(
             f"tokenizer {name!r} cannot be loaded: it is neither a directory with tokenizer.json "
-            f"nor a Hugging Face name that can be reached ({type(error).__name__})"
+            "(or with config.json and the vocabulary files) nor a Hugging Face name that can be "
+            f"reached ({type(error).__name__})"
         ) from error

@@ -107,16 +107,31 @@ class Checkpoints:
         )
         return restored["state"], restored["data"]
 
-    def restore_params(self, abstract: Any) -> Any:
+    def save_params(self, params: Any, *, config: Mapping[str, Any]) -> None:
+        """Writes parameters alone, as step 0, for others to start from or to encode with."""
+        meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
+        self.manager.save(
+            0,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+
+    def restore_params(self, abstract: Any = None) -> Any:
         """Returns the latest checkpoint's parameters alone, on this process's first device.
 
-        `abstract` gives their structure, shapes and types.
+        `abstract` gives the structure, shapes and types that they must have; None takes any.
 
         Raises:
             CheckpointError: there is none, or it holds other parameters (all differences listed).
         """
         step = self._require_step()
-        self._require_same(self._stored_shapes(step)["params"], abstract, step)
+        stored = self._stored_shapes(step)["params"]
+        if abstract is None:
+            abstract = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored
+            )
+        self._require_same(stored, abstract, step)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype), abstract

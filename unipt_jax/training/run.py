@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
+import grain
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,16 +17,25 @@ from unipt_jax.core import trees
 from unipt_jax.core.errors import CheckpointError, ConfigError
 from unipt_jax.core.sharding import make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
-from unipt_jax.models import variants
-from unipt_jax.models.dual_encoder import DualEncoder
-from unipt_jax.training import curves, loop, metrics, objective, optimizer, state, step
+from unipt_jax.models import specs, variants
+from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.training import (
+    curves,
+    initial,
+    loop,
+    metrics,
+    model_file,
+    objective,
+    optimizer,
+    state,
+    step,
+)
 from unipt_jax.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
-TOKENIZER_DIRECTORY = "tokenizer"
 
 
-def build_model(config: schema.Pretrain, vocab_size: int) -> DualEncoder:
+def build_spec(config: schema.Pretrain, vocab_size: int) -> DualEncoderSpec:
     """Returns the dual encoder that a configuration describes, for `vocab_size` token ids.
 
     Raises:
@@ -48,7 +57,7 @@ def build_model(config: schema.Pretrain, vocab_size: int) -> DualEncoder:
             f"text.length={config.text.length} exceeds the {spec.text.max_positions} positions "
             f"of model.text={config.model.text!r}"
         )
-    return DualEncoder(spec, dtype=jnp.dtype(config.dtype))
+    return spec
 
 
 def build_step(
@@ -80,54 +89,15 @@ def build_step(
     return adamw, train_step
 
 
-def abstract_batch(model: DualEncoder, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and types of the shortest batch that the model takes."""
-    shapes = {
-        "image": ((*model.spec.image.image_size, 3), jnp.uint8),
-        "text": ((3,), jnp.int32),
-        "text_mask": ((3,), jnp.bool_),
-        "masked_text": ((3,), jnp.int32),
-        "mlm_positions": ((1,), jnp.int32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
-def abstract_params(model: DualEncoder) -> Any:
-    """Returns the shapes and types of a model's parameters; nothing is allocated."""
-    initialise = lambda key, batch: model.init(key, batch, train=False)["params"]  # noqa: E731
-    abstract = jax.eval_shape(initialise, jax.random.key(0), abstract_batch(model, 1))
-    return nn.meta.unbox(abstract)
-
-
-def check(config: schema.Pretrain) -> None:
-    """Raises whatever `pretrain` would raise before its first step, and writes nothing."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    require_divisible(config.batch_size, mesh)
-    builders.open_split(config.data, "train")
-    build_model(config, tokenization.load(config.text.tokenizer).vocab_size)
-
-
-def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
-    """Pre-trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
-
-    With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one.
+def build_batches(
+    config: schema.Pretrain, split: builders.Split, tokenizer: tokenization.Tokenizer
+) -> grain.MapDataset:
+    """Returns the data set of batches, of which batch k is a function of data, seed and k.
 
     Raises:
-        ConfigError: a value does not fit the data, the model or the devices.
-        DataError: the data set or the tokenizer cannot be read.
-        CheckpointError: the checkpoint is not one of this model.
-        DivergenceError: a metric became NaN or infinite.
+        ConfigError: the tokenizer cannot do the masking.
     """
-    workdir = epath.Path(workdir)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    require_divisible(config.batch_size, mesh)
-    split = builders.open_split(config.data, "train")
-    tokenizer = tokenization.load(config.text.tokenizer)
-    model = build_model(config, tokenizer.vocab_size)
-    dataset = pipeline.train_batches(
+    return pipeline.train_batches(
         split,
         tokenizer,
         pipeline.Preprocess(
@@ -145,11 +115,51 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def check(config: schema.Pretrain, resume: bool) -> None:
+    """Raises whatever `pretrain` would raise before its first step, and writes nothing."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    require_divisible(config.batch_size, mesh)
+    split = builders.open_split(config.data, "train")
+    tokenizer = tokenization.load(config.text.tokenizer)
+    build_batches(config, split, tokenizer)
+    spec = build_spec(config, tokenizer.vocab_size)
+    if not resume:
+        initial.start_from(spec, image=config.init.image, text=config.init.text)
+
+
+def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
+    """Pre-trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
+
+    With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one.
+
+    Raises:
+        ConfigError: a value does not fit the data, the model or the devices.
+        DataError: the data set or the tokenizer cannot be read.
+        CheckpointError: the checkpoint is not one of this model.
+        ConversionError: the weights to start from cannot be read or are of another shape.
+        DivergenceError: a metric became NaN or infinite.
+    """
+    workdir = epath.Path(workdir)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    require_divisible(config.batch_size, mesh)
+    split = builders.open_split(config.data, "train")
+    tokenizer = tokenization.load(config.text.tokenizer)
+    spec = build_spec(config, tokenizer.vocab_size)
+    weights: dict[str, Any] = {}
+    if resume and model_file.exists(workdir):
+        spec = model_file.read(workdir).spec
+    else:
+        spec, weights = initial.start_from(spec, image=config.init.image, text=config.init.text)
+    model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))
+    dataset = build_batches(config, split, tokenizer)
     pairs = len(split.pairs[0])
     steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
     adamw, train_step = build_step(config, model, steps)
-    example = abstract_batch(model, config.batch_size)
+    example = specs.abstract_batch(spec, config.batch_size)
     train_state, shardings = state.create(model, example, adamw, seed=config.seed, mesh=mesh)
+    train_state = train_state.replace(params=initial.put(train_state.params, weights))
     log.info(
         "%d devices as %s; %s parameters; %d pairs, batch %d, %d steps",
         mesh.size,
@@ -170,7 +180,8 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
             train_state, data = checkpoints.restore(train_state, shardings)
             _require_same_data(data, data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
-        tokenizer.save(workdir / TOKENIZER_DIRECTORY)
+        tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
+        model_file.ModelFile(spec, config.dtype, config.text.length).write(workdir)
         with (
             pipeline.Batches(dataset, start=data["next_batch"], workers=config.workers) as batches,
             metrics.Writer(workdir, step=int(train_state.step)) as writer,

@@ -1,0 +1,197 @@
+"""Specifications as plain values: what comes back from JSON, and what is refused."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unipt_jax.core.errors import CheckpointError, ConfigError
+from unipt_jax.models import specs
+from unipt_jax.models.bert import TextSpec
+from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.vit import VisionSpec
+
+sizes = st.integers(1, 4096)
+epsilons = st.floats(1e-12, 1e-3)
+activations = st.sampled_from(["gelu", "gelu_tanh", "quick_gelu"])
+channels = st.tuples(*[st.floats(0.01, 1.0)] * 3)
+
+
+@st.composite
+def vision(draw):
+    patch, heads = draw(sizes), draw(sizes)
+    return VisionSpec(
+        image_size=(patch * draw(sizes), patch * draw(sizes)),
+        patch_size=patch,
+        hidden_size=heads * draw(sizes),
+        layers=draw(sizes),
+        heads=heads,
+        mlp_size=draw(sizes),
+        layer_norm_eps=draw(epsilons),
+        activation=draw(activations),
+        distillation_token=draw(st.booleans()),
+        pre_layer_norm=draw(st.booleans()),
+        patch_bias=draw(st.booleans()),
+        mean=draw(channels),
+        std=draw(channels),
+    )
+
+
+@st.composite
+def bert(draw):
+    heads = draw(sizes)
+    return TextSpec(
+        vocab_size=draw(sizes),
+        hidden_size=heads * draw(sizes),
+        layers=draw(sizes),
+        heads=heads,
+        mlp_size=draw(sizes),
+        max_positions=draw(sizes),
+        type_vocab_size=draw(sizes),
+        layer_norm_eps=draw(epsilons),
+        activation=draw(activations),
+        dropout=draw(st.floats(0, 0.99)),
+    )
+
+
+@st.composite
+def clip_text(draw):
+    heads, vocab_size = draw(sizes), draw(sizes)
+    return ClipTextSpec(
+        vocab_size=vocab_size,
+        hidden_size=heads * draw(sizes),
+        layers=draw(sizes),
+        heads=heads,
+        mlp_size=draw(sizes),
+        max_positions=draw(sizes),
+        end_token=draw(st.integers(0, vocab_size - 1)),
+        layer_norm_eps=draw(epsilons),
+        activation=draw(activations),
+    )
+
+
+dual_encoders = st.builds(
+    DualEncoderSpec,
+    image=vision(),
+    text=bert() | clip_text(),
+    embedding_dim=sizes,
+    pooling=st.sampled_from(["max", "class"]),
+    pool_padding=st.booleans(),
+    mlm=st.booleans(),
+    temperature=st.sampled_from(["none", "fixed", "learned"]),
+    logit_scale=st.floats(1e-3, 100.0),
+)
+
+SPEC = DualEncoderSpec(
+    image=VisionSpec((8, 4), patch_size=2, hidden_size=16, layers=2, heads=4, mlp_size=32),
+    text=TextSpec(24, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12),
+    embedding_dim=8,
+    pooling="max",
+    pool_padding=False,
+    mlm=True,
+    temperature="learned",
+    logit_scale=10.0,
+)
+
+
+@given(vision() | bert() | clip_text() | dual_encoders)
+def test_json_gives_back_the_same_spec(spec):
+    back = specs.from_dict(json.loads(json.dumps(specs.to_dict(spec))))
+    assert type(back) is type(spec)
+    assert back == spec
+    assert specs.to_dict(back) == specs.to_dict(spec)
+    assert hash(back) == hash(spec)  # Tuples are tuples again: a list cannot be hashed.
+
+
+def test_kinds_by_hand():
+    values = specs.to_dict(SPEC)
+    assert (values["kind"], values["image"]["kind"], values["text"]["kind"]) == (
+        "dual_encoder",
+        "vit",
+        "bert",
+    )
+    assert values["image"]["image_size"] == [8, 4]
+    assert values["text"] == {
+        "kind": "bert",
+        "vocab_size": 24,
+        "hidden_size": 16,
+        "layers": 1,
+        "heads": 4,
+        "mlp_size": 32,
+        "max_positions": 12,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "activation": "gelu",
+        "dropout": 0.1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["resnet", "", None])
+def test_an_unknown_kind_is_named(kind):
+    with pytest.raises(CheckpointError, match=f"unknown kind of model {kind!r}"):
+        specs.from_dict(specs.to_dict(SPEC) | {"kind": kind})
+    without = {name: value for name, value in specs.to_dict(SPEC).items() if name != "kind"}
+    with pytest.raises(CheckpointError, match="unknown kind of model None"):
+        specs.from_dict(without)
+
+
+def _at(values, path, change):
+    if not path:
+        return change(values)
+    return values | {path[0]: _at(values[path[0]], path[1:], change)}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [((), "dual_encoder"), (("image",), "vit"), (("text",), "bert")]
+)
+def test_unknown_and_missing_fields_are_named(path, kind):
+    """Also a field with a default: the version that wrote none may have meant another value."""
+    dropped = {"dual_encoder": "mlm", "vit": "patch_bias", "bert": "dropout"}[kind]
+
+    def drop(values):
+        return {name: value for name, value in values.items() if name != dropped}
+
+    missing = _at(specs.to_dict(SPEC), path, drop)
+    with pytest.raises(CheckpointError, match=rf"kind '{kind}' .*missing \['{dropped}'\]"):
+        specs.from_dict(missing)
+    more = _at(specs.to_dict(SPEC), path, lambda values: values | {"rotary": True, "alibi": 1})
+    with pytest.raises(CheckpointError, match=rf"kind '{kind}' .*unknown \['alibi', 'rotary'\]"):
+        specs.from_dict(more)
+
+
+def test_values_that_do_not_fit_together_are_refused():
+    values = specs.to_dict(SPEC.text) | {"hidden_size": 10}
+    with pytest.raises(ConfigError, match=r"hidden_size=10 .* heads=4"):
+        specs.from_dict(values)
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+
+
+@pytest.mark.parametrize("mlm", [True, False])
+def test_abstract_parameters_are_those_of_the_model(key, mlm):
+    spec = dataclasses.replace(SPEC, mlm=mlm)
+    batch = {
+        "image": jnp.zeros((2, 8, 4, 3), jnp.uint8),
+        "text": jnp.zeros((2, 12), jnp.int32),
+        "text_mask": jnp.ones((2, 12), bool),
+        "masked_text": jnp.zeros((2, 12), jnp.int32),
+        "mlm_positions": jnp.zeros((2, 3), jnp.int32),
+    }
+    variables = jax.eval_shape(lambda: DualEncoder(spec).init(key, batch, train=False))
+    assert _shapes(specs.abstract_params(spec)) == _shapes(nn.unbox(variables)["params"])
+
+
+def test_one_encoder_has_its_place_in_the_dual_encoder():
+    whole = _shapes(specs.abstract_params(SPEC))
+    image = _shapes(specs.abstract_params(SPEC.image))
+    assert image == {"image_encoder": whole["image_encoder"]}
+    text = _shapes(specs.abstract_params(SPEC.text))
+    assert text == {name: whole[name] for name in ("text_encoder", "mlm_head")}

@@ -1,0 +1,152 @@
+"""Weights to start from: in their places, resized, and refused where they do not fit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import micro
+from unipt_jax.core import trees
+from unipt_jax.core.errors import ConversionError
+from unipt_jax.core.sharding import make_mesh
+from unipt_jax.models import specs
+from unipt_jax.training import initial, state
+from unipt_jax.training.checkpoints import Checkpoints
+from unipt_jax.training.model_file import ModelFile
+
+SPEC = micro.model().spec
+
+
+def noise(abstract, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), abstract)
+
+
+def write(workdir, spec, params):
+    """A directory as training and conversion leave it."""
+    ModelFile(spec, "float32", 12).write(workdir)
+    with Checkpoints.open(workdir, keep=1) as checkpoints:
+        checkpoints.save_params(jax.tree.map(jax.numpy.asarray, params), config={})
+    return str(workdir)
+
+
+@pytest.fixture(scope="module")
+def dual(tmp_path_factory):
+    """The directory of a dual encoder of noise, and the noise."""
+    params = noise(specs.abstract_params(SPEC))
+    return write(tmp_path_factory.mktemp("dual"), SPEC, params), params
+
+
+def same(one, other):
+    one, other = trees.flatten(one), trees.flatten(other)
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+
+
+def test_both_encoders_start_from_a_run(dual):
+    """Encoders and the MLM head, not the heads and the temperature of another objective."""
+    source, params = dual
+    spec, found = initial.start_from(SPEC, image=source, text=source)
+    assert spec == SPEC
+    same(found, {name: params[name] for name in ("image_encoder", "text_encoder", "mlm_head")})
+
+
+def test_one_encoder_alone_leaves_the_other_at_random(dual, tmp_path):
+    params = noise(specs.abstract_params(SPEC.text), seed=1)
+    source = write(tmp_path, SPEC.text, params)
+    _, found = initial.start_from(SPEC, image="", text=source)
+    same(found, params)
+    _, found = initial.start_from(SPEC, image=dual[0], text="")
+    assert set(found) == {"image_encoder"}
+    assert initial.start_from(SPEC, image="", text="") == (SPEC, {})
+
+
+def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
+    """P13, P14: activation and epsilon are theirs; normalisation and dropout are the run's."""
+    theirs = dataclasses.replace(
+        SPEC,
+        image=dataclasses.replace(
+            SPEC.image, layer_norm_eps=1e-3, activation="quick_gelu", mean=(0.1, 0.2, 0.3)
+        ),
+        text=dataclasses.replace(SPEC.text, layer_norm_eps=1e-5, activation="gelu_tanh"),
+    )
+    source = write(tmp_path, theirs, noise(specs.abstract_params(theirs)))
+    wanted = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, dropout=0.3))
+    spec, _ = initial.start_from(wanted, image=source, text=source)
+    assert (spec.image.layer_norm_eps, spec.image.activation) == (1e-3, "quick_gelu")
+    assert (spec.text.layer_norm_eps, spec.text.activation) == (1e-5, "gelu_tanh")
+    assert spec.image.mean == SPEC.image.mean and spec.text.dropout == 0.3
+
+
+def test_positions_are_resized_once_for_another_size(dual):
+    """P20, P21: a grid of 4x2 to one of 6x3; at the same size the very table comes back."""
+    source, params = dual
+    wanted = dataclasses.replace(SPEC, image=dataclasses.replace(SPEC.image, image_size=(24, 12)))
+    table = params["image_encoder"]["position_embedding"]
+    _, found = initial.start_from(wanted, image=source, text="")
+    resized = found["image_encoder"]["position_embedding"]
+    assert resized.shape == (1 + 6 * 3, 16)
+    np.testing.assert_array_equal(resized[0], table[0])
+    torch = pytest.importorskip("torch")
+    grid = torch.tensor(table[1:]).reshape(1, 4, 2, 16).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(
+        grid, size=(6, 3), mode="bicubic", align_corners=False
+    )
+    expected = expected.permute(0, 2, 3, 1).reshape(18, 16).numpy()
+    np.testing.assert_allclose(resized[1:], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "named"),
+    [
+        ("image", {"hidden_size": 32}, "hidden_size 16, not 32"),
+        ("image", {"layers": 2, "heads": 4}, "layers 1, not 2; heads 2, not 4"),
+        ("image", {"distillation_token": True}, "distillation_token False, not True"),
+        ("text", {"vocab_size": 41}, "vocab_size 40, not 41"),
+        ("text", {"max_positions": 20}, "max_positions 12, not 20"),
+    ],
+)
+def test_other_shapes_are_refused(dual, side, changes, named):
+    changed = dataclasses.replace(getattr(SPEC, side), **changes)
+    wanted = dataclasses.replace(SPEC, **{side: changed})
+    sources = {"image": "", "text": ""} | {side: dual[0]}
+    with pytest.raises(ConversionError, match=rf"init\.{side}=.*{named}"):
+        initial.start_from(wanted, **sources)
+
+
+def test_the_wrong_kind_of_encoder_is_refused(tmp_path):
+    source = write(tmp_path, SPEC.text, noise(specs.abstract_params(SPEC.text)))
+    with pytest.raises(ConversionError, match=r"init\.image=.*holds a BERT, not an image encoder"):
+        initial.start_from(SPEC, image=source, text="")
+
+
+def test_a_word_table_beyond_the_tokenizer_is_kept_whole(dual):
+    """P78: larger is harmless, smaller (above) would lack embeddings."""
+    wanted = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, vocab_size=37))
+    spec, found = initial.start_from(wanted, image="", text=dual[0])
+    assert spec.text.vocab_size == 40 == len(found["text_encoder"]["word_embeddings"])
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_weights_are_put_where_random_ones_were(dual, shape):
+    """On any mesh, with the layout kept; what is not given stays as it was."""
+    _, optimizer, _ = micro.parts()
+    example = specs.abstract_batch(SPEC, 8)
+    made, shardings = state.create(
+        micro.model(), example, optimizer, seed=0, mesh=make_mesh(*shape)
+    )
+    given = {"image_encoder": dual[1]["image_encoder"]}
+    put = initial.put(made.params, given)
+    same(put["image_encoder"], dual[1]["image_encoder"])
+    same(put["text_encoder"], made.params["text_encoder"])
+    for leaf, sharding in zip(jax.tree.leaves(put), jax.tree.leaves(shardings.params), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(ConversionError, match="resnet"):
+        initial.start_from(SPEC, image=str(tmp_path), text="")

@@ -1,0 +1,50 @@
+"""`model.json`: what it says comes back, and what it cannot say is named."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.training import micro
+from unipt_jax.core.errors import CheckpointError, DataError
+from unipt_jax.training import model_file
+from unipt_jax.training.model_file import ModelFile
+
+SPEC = micro.model().spec
+
+
+@pytest.mark.parametrize("spec", [SPEC, SPEC.image, SPEC.text])
+def test_what_was_written_is_read(tmp_path, spec):
+    """P13: the activation and the epsilons are part of it."""
+    if spec is not SPEC:
+        spec = dataclasses.replace(spec, activation="gelu_tanh", layer_norm_eps=1e-3)
+    written = ModelFile(spec, "bfloat16", 17)
+    assert not model_file.exists(tmp_path)
+    written.write(tmp_path)
+    assert model_file.exists(tmp_path)
+    assert model_file.read(tmp_path) == written
+
+
+def test_other_versions_are_named(tmp_path):
+    """A field more or less is never guessed."""
+    ModelFile(SPEC, "float32", 12).write(tmp_path)
+    path = tmp_path / "model.json"
+    good = json.loads(path.read_text())
+    spec = good["spec"]
+    cases = [
+        (good | {"color": "red"}, "text_length"),
+        ({"spec": spec, "dtype": "float32"}, "text_length"),
+        (good | {"spec": 3}, "text_length"),
+        ([], "text_length"),
+        (good | {"spec": spec | {"pools": 1}}, "pools"),
+        (good | {"spec": {k: v for k, v in spec.items() if k != "pooling"}}, "pooling"),
+        (good | {"spec": spec | {"kind": "resnet"}}, "resnet"),
+        (good | {"spec": spec | {"embedding_dim": 0}}, "embedding_dim=0"),
+    ]
+    for values, named in cases:
+        path.write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match=rf"model\.json.*{named}.*anew"):
+            model_file.read(tmp_path)
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"model\.json"):
+        model_file.read(tmp_path)

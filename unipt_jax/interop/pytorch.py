@@ -1,0 +1,303 @@
+"""A trained dual encoder as a directory that PyTorch's transformers load, written without torch.
+
+Two forms: transformers' own `CLIPModel` where the towers are CLIP's, and else `UniPTModel`, whose
+code (`modeling_unipt.py`) is put beside its weights.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from unipt_jax.core.errors import ConversionError
+from unipt_jax.core.files import CONFIG_FILE, write_bytes, write_json
+from unipt_jax.data.tokenization import Tokenizer
+from unipt_jax.interop import names
+from unipt_jax.models import specs
+from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.dual_encoder import DualEncoderSpec
+
+Form = Literal["CLIPModel", "UniPTModel"]
+
+MODELING = Path(__file__).with_name("modeling_unipt.py")
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+# Transformers' names of the activations.
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+
+# Transformers' CLIP takes a configuration with this end token for an old, wrong one, and reads
+# a text at its largest id instead.
+_LEGACY_END_TOKEN = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        form: the class that loads it.
+        parameters: number of array elements.
+        left_out: parameters, by their first name, for which the class has no place.
+    """
+
+    form: Form
+    parameters: int
+    left_out: tuple[str, ...]
+
+
+def form(spec: DualEncoderSpec) -> Form:
+    """Returns the class that a model is exported as.
+
+    `CLIPModel` has no place for images that are not square, another pooling, a distillation token,
+    a bias on the patches, or the end token 2, to which it gives another meaning.
+    """
+    image, text = spec.image, spec.text
+    fits = (
+        isinstance(text, ClipTextSpec)
+        and text.end_token != _LEGACY_END_TOKEN
+        and spec.pooling == "class"
+        and image.pre_layer_norm
+        and not image.patch_bias
+        and not image.distillation_token
+        and len(set(image.image_size)) == 1
+    )
+    return "CLIPModel" if fits else "UniPTModel"
+
+
+def weights(spec: DualEncoderSpec, params: Any, dtype: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of `model.safetensors` by their names in torch.
+
+    `CLIPModel` always has a logit scale, and has no place for an MLM head, which is left out.
+
+    Args:
+        spec: the model's shape.
+        params: the model's parameters, float32.
+        dtype: a key of `DTYPES`.
+
+    Raises:
+        ConversionError: a value is not finite, or too large for `dtype`.
+    """
+    table = names.UNIPT
+    if form(spec) == "CLIPModel":
+        table = names.CLIP
+        scale = np.float32(spec.logit_scale if spec.temperature == "fixed" else 1.0)
+        params = {"logit_scale": np.log(scale)} | {
+            name: value for name, value in params.items() if name not in left_out(spec)
+        }
+    with np.errstate(over="ignore"):
+        arrays = {
+            name: array.astype(DTYPES[dtype], copy=False)
+            for name, array in names.from_flax(params, table).items()
+        }
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ConversionError(
+            f"{dtype} cannot hold {', '.join(broken[:3])}{', ...' if broken[3:] else ''}: values "
+            "are infinite, not a number or too large; export with --config.dtype=float32, or "
+            "another checkpoint"
+        )
+    return arrays
+
+
+def left_out(spec: DualEncoderSpec) -> tuple[str, ...]:
+    """Names the parts of a model for which its form has no place."""
+    return ("mlm_head",) if spec.mlm and form(spec) == "CLIPModel" else ()
+
+
+def export(
+    directory: epath.PathLike,
+    *,
+    spec: DualEncoderSpec,
+    params: Any,
+    tokenizer: Tokenizer,
+    text_length: int,
+    dtype: str = "float32",
+) -> Exported:
+    """Writes weights, configuration, tokenizer, image processor and model card.
+
+    `config.json` comes last: a directory without it is not complete.
+
+    Args:
+        directory: where to; made if it is missing.
+        spec: the model's shape.
+        params: the model's parameters, float32.
+        tokenizer: the text encoder's.
+        text_length: tokens to which texts are cut and padded.
+        dtype: of the written weights, a key of `DTYPES`.
+
+    Raises:
+        ConversionError: as `weights`; nothing is written then.
+    """
+    directory = epath.Path(directory)
+    arrays = weights(spec, params, dtype)
+    exported = Exported(form(spec), sum(array.size for array in arrays.values()), left_out(spec))
+    write_bytes(
+        directory / "model.safetensors", safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    )
+    if exported.form == "UniPTModel":
+        config = _unipt_config(spec, text_length)
+        write_bytes(directory / MODELING.name, MODELING.read_bytes())
+    else:
+        config = _clip_config(spec, tokenizer)
+    tokenizer.save(directory)
+    write_json(directory / "tokenizer_config.json", _tokenizer_config(tokenizer, text_length))
+    write_json(directory / "preprocessor_config.json", _processor_config(spec))
+    write_bytes(directory / "README.md", _card(spec, text_length, dtype).encode())
+    write_json(
+        directory / CONFIG_FILE, {"architectures": [exported.form], "dtype": dtype, **config}
+    )
+    return exported
+
+
+def loading_code(form: Form, directory: epath.PathLike) -> tuple[str, str]:
+    """Returns the two lines of Python that load an exported model in PyTorch."""
+    return (
+        "from transformers import AutoModel",
+        f'model = AutoModel.from_pretrained("{directory}"{_trust(form)})',
+    )
+
+
+def _trust(form: Form) -> str:
+    return ", trust_remote_code=True" if form == "UniPTModel" else ""
+
+
+def _unipt_config(spec: DualEncoderSpec, text_length: int) -> dict[str, Any]:
+    module = MODELING.stem
+    return {
+        "model_type": "unipt",
+        "auto_map": {"AutoConfig": f"{module}.UniPTConfig", "AutoModel": f"{module}.UniPTModel"},
+        "spec": specs.to_dict(spec),
+        "text_length": text_length,
+    }
+
+
+def _clip_config(spec: DualEncoderSpec, tokenizer: Tokenizer) -> dict[str, Any]:
+    image, text = spec.image, spec.text
+    return {
+        "model_type": "clip",
+        "projection_dim": spec.embedding_dim,
+        "vision_config": {
+            **_tower_config(image, spec.embedding_dim),
+            "model_type": "clip_vision_model",
+            "image_size": image.image_size[0],
+            "patch_size": image.patch_size,
+        },
+        "text_config": {
+            **_tower_config(text, spec.embedding_dim),
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.max_positions,
+            "bos_token_id": tokenizer.start,
+            "eos_token_id": text.end_token,
+            "pad_token_id": tokenizer.pad,
+        },
+    }
+
+
+def _tower_config(tower: Any, embedding_dim: int) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.hidden_size,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.mlp_size,
+        "hidden_act": ACTIVATIONS[tower.activation],
+        "layer_norm_eps": tower.layer_norm_eps,
+        "projection_dim": embedding_dim,
+    }
+
+
+def _tokenizer_config(tokenizer: Tokenizer, text_length: int) -> dict[str, Any]:
+    ids = {
+        "pad_token": tokenizer.pad,
+        "mask_token": tokenizer.mask,
+        # BERT's names and CLIP's of the same two tokens.
+        "cls_token": tokenizer.start,
+        "bos_token": tokenizer.start,
+        "sep_token": tokenizer.end,
+        "eos_token": tokenizer.end,
+    }
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": text_length,
+        # What the models take: no token_type_ids.
+        "model_input_names": ["input_ids", "attention_mask"],
+        **{
+            role: tokenizer.backend.id_to_token(number)
+            for role, number in ids.items()
+            if number is not None
+        },
+    }
+
+
+def _processor_config(spec: DualEncoderSpec) -> dict[str, Any]:
+    height, width = spec.image.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # Pillow's number of the bicubic filter
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.image.mean),
+        "image_std": list(spec.image.std),
+    }
+
+
+def _card(spec: DualEncoderSpec, text_length: int, dtype: str) -> str:
+    kind = form(spec)
+    mlm = ""
+    if left_out(spec):
+        mlm = (
+            "\nThe head of masked language modelling was left out: `CLIPModel` has no place for it."
+        )
+    elif spec.mlm:
+        mlm = "\n`get_mlm_logits` applies the head of masked language modelling."
+    height, width = spec.image.image_size
+    return _CARD.format(
+        height=height,
+        width=width,
+        text_length=text_length,
+        embedding_dim=spec.embedding_dim,
+        dtype=dtype,
+        trust=_trust(kind),
+        mlm=mlm,
+    )
+
+
+# Pillow's filter, which the model was trained with; torchvision's gives slightly other pixels.
+_CARD = """---
+library_name: transformers
+tags: [text-to-image-retrieval, person-re-identification]
+---
+
+# A dual encoder for text-to-image person re-identification
+
+Trained and exported with UniPT-JAX. Embeds images of {height}x{width} pixels (height x width) and
+sentences of up to {text_length} tokens as {embedding_dim} numbers. The weights are {dtype}.
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("."{trust})
+tokenizer = AutoTokenizer.from_pretrained("."{trust})
+processor = AutoImageProcessor.from_pretrained(".", backend="pil")
+texts = ["a woman in a red jacket", "a man with a backpack"]
+texts = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+images = processor([Image.open("person.jpg").convert("RGB")], return_tensors="pt")
+with torch.inference_mode():
+    output = model(**texts, **images)
+print(output.text_embeds @ output.image_embeds.T)  # cosine similarities, one row a text
+```
+
+`get_image_features` and `get_text_features` embed one side: `pooler_output`, not of length 1.{mlm}
+"""

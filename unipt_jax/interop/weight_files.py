@@ -1,0 +1,249 @@
+"""Files of weights, on disk or on the Hugging Face hub, read to NumPy arrays by name.
+
+Weights are data: nothing that a file holds is ever executed.
+"""
+
+import dataclasses
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import serialization
+from huggingface_hub import errors as hub_errors
+
+from unipt_jax.core import files, trees
+from unipt_jax.core.errors import ConversionError, DataError
+
+# What a directory may hold, best first; beside each file may stand its index, `<file>.index.json`,
+# that names the parts in which the weights come.
+FORMATS = (
+    "model.safetensors",
+    "flax_model.msgpack",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth", ".ckpt")
+
+# What describes weights: small files, of which each model has some.
+_DESCRIPTIONS = [
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where weights lie.
+
+    Attributes:
+        directory: the local directory with what describes them.
+        file: the one file to read; None: the best of the directory.
+        hub: the name under which the hub has them; "" if they are local.
+    """
+
+    directory: epath.Path
+    file: epath.Path | None = None
+    hub: str = ""
+
+
+def locate(name: str) -> Source:
+    """Finds a local directory, a local file or, failing both, a model on the hub.
+
+    Of the hub's model only what describes the weights is fetched.
+
+    Raises:
+        ConversionError: there is nothing of that name, or the hub cannot be reached.
+    """
+    path = epath.Path(name)
+    if path.is_dir():
+        return Source(path)
+    if path.exists():
+        if path.suffix not in SUFFIXES:
+            raise ConversionError(
+                f"{path} is no file of weights; its name ends in none of {', '.join(SUFFIXES)}"
+            )
+        return Source(path.parent, file=path)
+    if path.suffix in SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise ConversionError(f"{name}: no such file or directory")
+    return Source(_fetch(name, _DESCRIPTIONS), hub=name)
+
+
+def find(source: Source) -> list[epath.Path]:
+    """Returns the files that hold the weights together; from the hub, in one format alone.
+
+    Raises:
+        ConversionError: there are no weights, or a part of them is missing.
+    """
+    if source.file:
+        return [source.file]
+    for name in FORMATS:
+        if source.hub:
+            stem, suffix = name.rsplit(".", 1)
+            _fetch(source.hub, [name, f"{name}.index.json", f"{stem}-*.{suffix}"])
+        if (source.directory / name).exists():
+            return [source.directory / name]
+        index = source.directory / f"{name}.index.json"
+        if index.exists():
+            return _parts(index)
+    raise ConversionError(
+        f"{source.hub or source.directory} holds no weights: looked for {', '.join(FORMATS)}"
+    )
+
+
+def read(paths: Sequence[epath.Path]) -> dict[str, np.ndarray]:
+    """Reads files that hold weights together, in torch's spelling and layout, whatever the format.
+
+    Raises:
+        ConversionError: a file is empty, damaged or holds something else than weights, or reading
+            it needs PyTorch, which is not installed.
+    """
+    weights: dict[str, np.ndarray] = {}
+    for path in paths:
+        if not path.stat().length:
+            raise ConversionError(f"{path} is empty; fetch it again")
+        if path.suffix == ".safetensors":
+            weights.update(_read_safetensors(path))
+        elif path.suffix == ".msgpack":
+            weights.update(_read_msgpack(path))
+        else:
+            weights.update(_read_torch(path))
+    if not weights:
+        raise ConversionError(f"{', '.join(map(str, paths))}: no weights are in there")
+    return weights
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ConversionError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = files.read_json(path)
+    except DataError as error:
+        raise ConversionError(str(error)) from None
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path}: a JSON object expected, found {type(value).__name__}")
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """Returns the beginning of another library's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _fetch(name: str, patterns: list[str]) -> epath.Path:
+    try:
+        return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError, hub_errors.HTTPError, hub_errors.EntryNotFoundError) as error:
+        raise ConversionError(
+            f"{name} is neither a local file or directory nor to be had from the Hugging Face hub: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _parts(index: epath.Path) -> list[epath.Path]:
+    parts = read_json(index).get("weight_map")
+    if not isinstance(parts, dict):
+        raise ConversionError(f"{index}: no weight_map, which says what part holds which weight")
+    paths = [index.parent / str(name) for name in sorted(set(parts.values()))]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise ConversionError(
+            f"{index.parent} lacks {', '.join(missing)} of {len(paths)} parts; fetch it again"
+        )
+    return paths
+
+
+def _damaged(path: epath.Path, error: Exception) -> ConversionError:
+    return ConversionError(f"{path} is damaged or cut short ({one_line(error)}); fetch it again")
+
+
+def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    except AttributeError as error:  # Of NumPy, which has no such type.
+        raise ConversionError(
+            f"{path} holds weights of a type that is not supported ({error}); save them as float32"
+        ) from error
+
+
+def _read_msgpack(path: epath.Path) -> dict[str, np.ndarray]:
+    """Reads Flax weights of Hugging Face, which carry torch's names but for the last part."""
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+    except Exception as error:  # msgpack's and Flax's decoders fail in many ways.
+        raise _damaged(path, error) from error
+    weights = {}
+    for name, array in trees.flatten(tree).items():
+        if not isinstance(array, np.ndarray):
+            raise ConversionError(f"{path}: {name or 'the whole'} is no array but {array!r:.50}")
+        *scope, last = name.split("/")
+        if last == "kernel":
+            array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else None)
+        last = "weight" if last in ("kernel", "scale", "embedding") else last
+        weights[".".join([*scope, last])] = array
+    return weights
+
+
+def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ConversionError(
+            f"{path}: reading it needs PyTorch; install torch, or save the weights as safetensors"
+        ) from None
+    try:
+        # OpenAI released TorchScript archives, whose programs stay unused: TorchScript, no Python.
+        if _is_torchscript(path):
+            content = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            content = torch.load(str(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path} is damaged or holds Python objects beside weights, which are never executed; "
+            "save the weights alone, as safetensors"
+        ) from error
+    except Exception as error:  # torch's own errors are RuntimeError, EOFError, KeyError and more.
+        raise _damaged(path, error) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content:
+        raise ConversionError(f"{path} holds no weights by name but {content!r:.50}")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConversionError(
+            f"{path} holds more than weights by name: {', '.join(others[:8])}; "
+            "expected a state dict, by itself or as 'state_dict' or 'model'"
+        )
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+        for name, tensor in content.items()
+    }
+
+
+def _is_torchscript(path: epath.Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
