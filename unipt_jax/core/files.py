@@ -15,11 +15,18 @@ CONFIG_FILE = "config.json"
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
     """Writes `content` aside and renames it, so that `path` never holds a part of it."""
+    write_stream(path, [content])
+
+
+def write_stream(path: epath.PathLike, content: Iterable[bytes]) -> None:
+    """Writes pieces one after another as `write_bytes` does; they need not fit into memory."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     try:
-        aside.write_bytes(content)
+        with aside.open("wb") as file:
+            for piece in content:
+                file.write(piece)
         aside.replace(path)
     finally:
         if aside.exists():
@@ -33,7 +40,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 def write_json_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
     """Writes one strict JSON value a line, whole or not at all."""
-    write_bytes(path, b"".join(_encode(row) for row in rows))
+    write_stream(path, map(_encode, rows))
 
 
 def read_json(path: epath.PathLike) -> Any:

@@ -13,6 +13,7 @@ no TensorFlow is needed) with, beside it:
 Images stay in the encoding in which they came.
 """
 
+import array
 import concurrent.futures
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -99,8 +100,8 @@ class Split:
     def fingerprint(self) -> str:
         """Changes with the number or order of images, captions or identities."""
         digest = hashlib.sha256()
-        for array in (self.caption_counts, self.identities, self.text_lengths):
-            digest.update(array.tobytes() + b"|")
+        for values in (self.caption_counts, self.identities, self.text_lengths):
+            digest.update(values.tobytes() + b"|")
         return digest.hexdigest()[:16]
 
 
@@ -196,15 +197,54 @@ def write(
     """
     if not records:
         raise DataError(f"{source}: no record is left to write; mend the annotation file")
-    source, workdir = epath.Path(source), epath.Path(workdir)
-    counter = tokenization.load(tokenizer) if tokenizer else None
     splits = {split: [record for record in records if record.split == split] for split in SPLITS}
-    splits = {split: members for split, members in splits.items() if members}
+    write_splits(
+        {split: members for split, members in splits.items() if members},
+        read=lambda record: read_image(record, source),
+        name=name,
+        workdir=workdir,
+        tokenizer=tokenizer,
+        quarantined=quarantined,
+        notices=notices,
+    )
+
+
+def write_splits(
+    splits: Mapping[str, Iterable[Record]],
+    *,
+    read: Callable[[Record], bytes],
+    name: str,
+    workdir: epath.PathLike,
+    tokenizer: str,
+    quarantined: int,
+    notices: Mapping[str, int],
+) -> None:
+    """Writes records as they come, so that there may be more of them than fit into memory.
+
+    Of each record only its identity and the lengths of its captions are kept until the end.
+
+    Args:
+        splits: the records of each split, at least one, in order; iterated once.
+        read: returns a record's encoded image.
+        name: as in `write`, as is all that follows.
+        workdir: as in `write`.
+        tokenizer: as in `write`.
+        quarantined: as in `write`.
+        notices: as in `write`.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded, or as `read`.
+    """
+    workdir = epath.Path(workdir)
+    counter = tokenization.load(tokenizer) if tokenizer else None
+    indices = {split: _Index(counter) for split in splits}
     _remove_previous(workdir)
-    _write_examples(splits, source, name, workdir)
-    counts = {
-        split: _write_index(members, split, workdir, counter) for split, members in splits.items()
-    }
+    _write_examples(
+        {split: _examples(records, read, indices[split].add) for split, records in splits.items()},
+        name,
+        workdir,
+    )
+    counts = {split: index.write(split, workdir) for split, index in indices.items()}
     manifest = {
         "name": name,
         "format": FORMAT,
@@ -251,7 +291,7 @@ def _remove_previous(workdir: epath.Path) -> None:
 
 
 def _write_examples(
-    splits: Mapping[str, Sequence[Record]], source: epath.Path, name: str, workdir: epath.Path
+    splits: Mapping[str, Iterable[dict[str, Any]]], name: str, workdir: epath.Path
 ) -> None:
     features = tfds.features.FeaturesDict(
         {
@@ -275,22 +315,34 @@ def _write_examples(
         file_format="array_record",
     )
     writer.initialize_splits(list(splits))
-    for split, records in splits.items():
-        writer.add_examples({split: _examples(records, source)})
+    for split, examples in splits.items():
+        writer.add_examples({split: examples})
     writer.close_all()
 
 
-def _examples(records: Sequence[Record], source: epath.Path) -> Iterator[dict[str, Any]]:
+def read_image(record: Record, source: epath.PathLike) -> bytes:
+    """Returns a record's encoded image, whose path is relative to `source`.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = epath.Path(source) / record.image
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"record {record.position}: {path} cannot be read ({error.strerror or error}); "
+            "prepare again"
+        ) from None
+
+
+def _examples(
+    records: Iterable[Record], read: Callable[[Record], bytes], seen: Callable[[Record], None]
+) -> Iterator[dict[str, Any]]:
     for record in records:
-        try:
-            content = (source / record.image).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"record {record.position}: {source / record.image} cannot be read "
-                f"({error.strerror or error}); prepare again"
-            ) from None
+        seen(record)
         yield {
-            "image": io.BytesIO(content),
+            "image": io.BytesIO(read(record)),
             "captions": list(record.captions),
             "identity": record.identity,
             "record": record.position,
@@ -298,27 +350,40 @@ def _examples(records: Sequence[Record], source: epath.Path) -> Iterator[dict[st
         }
 
 
-def _write_index(
-    records: Sequence[Record],
-    split: str,
-    workdir: epath.Path,
-    counter: tokenization.Tokenizer | None,
-) -> dict[str, int]:
-    """Writes a split's arrays and identity names; returns its counts for the manifest."""
-    names = sorted({record.identity for record in records}, key=natural_order)
-    labels = {name: label for label, name in enumerate(names)}
-    captions = [caption for record in records for caption in record.captions]
-    lengths = counter.lengths(captions) if counter else []
-    content = io.BytesIO()
-    np.savez(
-        content,
-        caption_counts=np.asarray([len(record.captions) for record in records], np.int32),
-        identities=np.asarray([labels[record.identity] for record in records], np.int32),
-        text_lengths=np.asarray(lengths, np.int32),
-    )
-    write_bytes(workdir / f"index-{split}.npz", content.getvalue())
-    write_json(workdir / f"identities-{split}.json", names)
-    return {"images": len(records), "captions": len(captions), "identities": len(names)}
+class _Index:
+    """Gathers what `index-<split>.npz` and `identities-<split>.json` hold."""
+
+    def __init__(self, counter: tokenization.Tokenizer | None):
+        self._counter = counter
+        self._counts, self._identities, self._lengths = (array.array("i") for _ in range(3))
+        self._names: dict[str, int] = {}  # in the order in which they come
+
+    def add(self, record: Record) -> None:
+        """Takes the next record in."""
+        self._counts.append(len(record.captions))
+        self._identities.append(self._names.setdefault(record.identity, len(self._names)))
+        if self._counter:
+            self._lengths.extend(self._counter.lengths(record.captions).tolist())
+
+    def write(self, split: str, workdir: epath.Path) -> dict[str, int]:
+        """Writes the files; returns the split's counts for the manifest."""
+        names = sorted(self._names, key=natural_order)
+        label = np.empty(len(names), np.int32)
+        label[[self._names[name] for name in names]] = np.arange(len(names))
+        content = io.BytesIO()
+        np.savez(
+            content,
+            caption_counts=np.asarray(self._counts, np.int32),
+            identities=label[np.asarray(self._identities, np.int32)],
+            text_lengths=np.asarray(self._lengths, np.int32),
+        )
+        write_bytes(workdir / f"index-{split}.npz", content.getvalue())
+        write_json(workdir / f"identities-{split}.json", names)
+        return {
+            "images": len(self._counts),
+            "captions": sum(self._counts),
+            "identities": len(names),
+        }
 
 
 # ---------------------------------------------------------------------------- reading
@@ -391,6 +456,15 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
         name=split,
         directory=os.fspath(directory),
     )
+
+
+def read_identities(directory: epath.PathLike, split: str) -> list[str]:
+    """Returns the names of a split's identities by label.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return read_json(epath.Path(directory) / f"identities-{split}.json")
 
 
 def _open_images(directory: epath.Path, split: str) -> Images:

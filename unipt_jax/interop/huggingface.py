@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from etils import epath
@@ -19,7 +19,6 @@ from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoderSpec
 from unipt_jax.models.vit import VisionSpec
 
-_FLOATS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 _LISTED = 8  # names of one kind in a message
 
 
@@ -77,7 +76,7 @@ def load(
         spec = architecture.spec(described)
         _require_activation(spec, activation)
         params = _fit(converted, specs.abstract_params(spec), allow_missing, allow_unused)
-    return Pretrained(spec, params, place.directory, _text_length(spec, config))
+        return Pretrained(spec, params, place.directory, _text_length(spec, config))
 
 
 @contextlib.contextmanager
@@ -142,8 +141,14 @@ def _text_length(spec: specs.Spec, config: Mapping[str, Any]) -> int:
     if isinstance(spec, VisionSpec):
         return 0
     text = spec.text if isinstance(spec, DualEncoderSpec) else spec
-    # Only this library's own export has the key.
-    return config.get("text_length", text.max_positions)
+    if config.get("model_type") != "unipt":
+        return text.max_positions
+    length = config.get("text_length")
+    if not isinstance(length, int) or not 0 < length <= text.max_positions:
+        raise ConversionError(
+            f"config.json: text_length={length!r} is no number from 1 to {text.max_positions}"
+        )
+    return length
 
 
 def _fit(
@@ -155,7 +160,8 @@ def _fit(
     """Returns the nested float32 parameters of `model`, a tree of shapes, or lists what differs."""
     want, have = trees.flatten(model), converted.params
     unused = [*converted.unused, *(converted.origins[path] for path in have if path not in want)]
-    unused = [name for name in unused if not _within(name, allow_unused, ".")]
+    # Once each, though query, key and value may come from one.
+    unused = [name for name in dict.fromkeys(unused) if not _within(name, allow_unused, ".")]
     absent = [part for part in allow_missing if not any(_within(p, [part], "/") for p in have)]
     missing = [path for path in want if path not in have and not _within(path, absent, "/")]
     both = [path for path in want if path in have]
@@ -167,7 +173,7 @@ def _fit(
     types = [
         f"{converted.origins[path]} is {have[path].dtype}"
         for path in both
-        if have[path].dtype not in _FLOATS
+        if not jnp.issubdtype(have[path].dtype, jnp.floating)  # NumPy's would not know bfloat16.
     ]
     faults = [
         *_listed("contradictory", converted.faults),

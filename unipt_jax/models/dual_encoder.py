@@ -132,7 +132,7 @@ class DualEncoder(nn.Module):
         """
         outputs = {
             "image_embedding": self.encode_image(batch["image"], train=train),
-            "logit_scale": self._logit_scale(),
+            "logit_scale": self.inverse_temperature(),
         }
         text, text_mask = batch["text"], batch["text_mask"]
         if not self.spec.mlm:
@@ -151,13 +151,14 @@ class DualEncoder(nn.Module):
             ),
         }
 
-    def _pool_text(self, tokens: Array, text: Array, text_mask: Array) -> Array:
-        if self.spec.pooling == "max":
-            return self.text_head(tokens, None if self.spec.pool_padding else text_mask)
-        return self.text_head(tokens, self.text_encoder.class_position(text))
-
-    def _logit_scale(self) -> Float[Array, ""]:
+    def inverse_temperature(self) -> Float[Array, ""]:
+        """Returns the logit scale, by which cosine similarities are multiplied, in float32."""
         if self.spec.temperature == "learned":
             return jnp.exp(self.log_logit_scale)
         scale = self.spec.logit_scale if self.spec.temperature == "fixed" else 1.0
         return jnp.asarray(scale, jnp.float32)
+
+    def _pool_text(self, tokens: Array, text: Array, text_mask: Array) -> Array:
+        if self.spec.pooling == "max":
+            return self.text_head(tokens, None if self.spec.pool_padding else text_mask)
+        return self.text_head(tokens, self.text_encoder.class_position(text))
