@@ -1,0 +1,113 @@
+"""Statistics of captions for random persons, beside what the paper tells of LUPerson-T.
+
+Required attributes are drawn evenly, optional ones as often as they are kept in LUPerson-T.
+
+Usage: python benchmarks/caption_statistics.py [--draws=1000000] [--seed=0] [--lexicon=FILE]
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.table import Table
+
+from unipt_jax.captioning import composer, lexicon
+
+# UniPT on LUPerson-T: its texts, its templates, and how often each optional set is mentioned.
+TEXTS = 1_300_000
+TEMPLATES = 456
+MENTIONS = {
+    "bag": 221_750,
+    "cellphone": 118_686,
+    "glasses": 99_492,
+    "hat": 97_063,
+    "vehicle": 24_736,
+    "gloves": 16_259,
+    "umbrella": 1_578,
+    "smoke": 693,
+}
+ONE_PERSON = 10_000
+
+
+def draw_choices(language: lexicon.Lexicon, pick: composer.Picker) -> dict[str, str | None]:
+    """Returns a person: a label, or None, for every set."""
+    choices: dict[str, str | None] = {}
+    for name, attributes in language.sets.items():
+        kept = attributes.required or pick(range(TEXTS)) < MENTIONS.get(name, 0)
+        choices[name] = pick(tuple(attributes.phrases)) if kept else None
+    return choices
+
+
+def measure(language: lexicon.Lexicon, draws: int, seed: int) -> dict[str, float]:
+    """Returns the statistics of `draws` captions, each of another person."""
+    words: Counter[str] = Counter()
+    templates: Counter[str] = Counter()
+    captions: set[int] = set()  # Hashes of 64 bits: a million texts would take 250 MB.
+    mentions = 0
+    seconds = 0.0
+    for index in range(draws):
+        path = f"{index}.jpg"
+        choices = draw_choices(language, composer.Picker(seed, f"person {path}"))
+        start = time.process_time()
+        caption = composer.compose(language, choices, seed=seed, path=path)
+        seconds += time.process_time() - start
+        template = composer.Picker(seed, path)(language.templates)
+        templates[template.skeleton] += 1
+        captions.add(hash(caption))
+        words.update(caption.lower().translate(_PUNCTUATION).split())
+        mentions += sum(choices[name] is not None for name in MENTIONS if name in choices)
+    person = {
+        name: label if language.sets[name].required else None for name, label in choices.items()
+    }
+    same = {
+        composer.compose(language, person, seed=seed, path=f"{index}.jpg")
+        for index in range(ONE_PERSON)
+    }
+    return {
+        "texts": draws,
+        "templates": len(language.templates),
+        "templates used": len(templates),
+        "share of the most frequent template": max(templates.values()) / draws,
+        "share of the rarest template": min(
+            templates.get(t.skeleton, 0) for t in language.templates
+        )
+        / draws,
+        "vocabulary, words": len(words),
+        "mean length, words": words.total() / draws,
+        "distinct texts, share": len(captions) / draws,
+        f"distinct among {ONE_PERSON:,} of one plain person": len(same) / ONE_PERSON,
+        "optional attributes a text": mentions / draws,
+        "texts a second and core": draws / seconds,
+    }
+
+
+PAPER = {
+    "texts": TEXTS,
+    "templates": TEMPLATES,
+    "optional attributes a text": sum(MENTIONS.values()) / TEXTS,
+}
+_PUNCTUATION = str.maketrans("", "", ",.;:")
+
+
+def _written(value: float | None) -> str:
+    if value is None:
+        return "not told"
+    if isinstance(value, int) or value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lexicon", default=str(lexicon.ENGLISH))
+    flags = parser.parse_args()
+    found = measure(lexicon.load(flags.lexicon), flags.draws, flags.seed)
+    table = Table("", "here", "paper", title="Captions of random persons")
+    for name, value in found.items():
+        table.add_row(name, _written(value), _written(PAPER.get(name)))
+    Console().print(table)
+    print(json.dumps({"here": found, "paper": PAPER}))
