@@ -16,6 +16,7 @@ from unipt_jax.core.errors import ConfigError
 MINIMAL = {
     "pretrain": {"stage": "pretrain", "data": "DIR"},
     "prepare": {"stage": "prepare", "dataset": "pairs", "source": "DIR"},
+    "caption": {"stage": "caption", "images": "DIR"},
     "convert": {"stage": "convert", "source": "DIR"},
     "export": {"stage": "export", "checkpoint": "DIR"},
 }

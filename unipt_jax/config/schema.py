@@ -288,6 +288,46 @@ class Prepare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Caption:
+    """Pseudo texts for unlabelled images: CLIP chooses attributes, templates make sentences."""
+
+    stage: str = field("which schema this is", choices=("caption",))
+    images: str = field(
+        "a folder (any depth), a text file with a path a line, or a prepared data set"
+    )
+    clip: str = field(
+        "a Hugging Face name, a directory of weights, or of a conversion (paper: ViT-B/16)",
+        default="openai/clip-vit-base-patch16",
+    )
+    lexicon: str = field(
+        "JSON file of attributes, templates and synonyms (docs/attributes.md); empty: English",
+        default="",
+    )
+    wrappers: int = field(
+        "prompts around each phrase over which its feature is averaged (paper: 1)",
+        default=1,
+        at_least=1,
+    )
+    threshold: float = field(
+        "probability above which an optional attribute is kept (paper: 0.9)",
+        default=0.9,
+        at_least=0,
+        at_most=1,
+    )
+    tokenizer: str = field(
+        "whose caption lengths are stored with the data set, as in prepare",
+        default="bert-base-uncased",
+    )
+    seed: int = field("of templates and synonyms", default=0, at_least=0, at_most=MAX_SEED)
+    batch_size: int = field("images, over all devices and processes", default=256, at_least=1)
+    on_bad_record: str = field(
+        "stop at an image that cannot be read, or leave it out and count it",
+        default="quarantine",
+        choices=("stop", "quarantine"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Convert:
     """Conversion of foreign weights to a checkpoint of this library."""
 
@@ -337,6 +377,7 @@ class Export:
 STAGES: Mapping[str, type] = {
     "pretrain": Pretrain,
     "prepare": Prepare,
+    "caption": Caption,
     "convert": Convert,
     "export": Export,
 }
