@@ -284,3 +284,24 @@ def test_a_mistake_found_by_the_check_removes_nothing(tmp_path, capsys):
         command_line.main(lambda *_: None, "doc", arguments, check=refuse)
     assert stopped.value.code == 2 and "no such data" in capsys.readouterr().err
     assert (workdir / "precious").read_text() == "weights"
+
+
+@pytest.mark.parametrize("inside", ["", "data/set", "link"])
+def test_overwriting_never_removes_what_is_read(tmp_path, capsys, inside):
+    """A checkpoint, a data set or a source in the very directory that would be emptied."""
+    workdir = tmp_path / "run"
+    (workdir / "data" / "set").mkdir(parents=True)
+    (workdir / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(workdir / "data")
+    source = tmp_path / "link" if inside == "link" else workdir / inside
+    arguments = [
+        "--config=configs/prepare.py:pairs",
+        f"--config.source={source}",
+        f"--workdir={workdir}",
+        "--overwrite",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(lambda *_: None, "doc", arguments)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"source={source}" in message and "--overwrite" in message
+    assert (workdir / "data" / "set").is_dir()

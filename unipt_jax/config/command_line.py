@@ -3,7 +3,8 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from etils import epath
@@ -35,12 +36,15 @@ def main(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Orbax warns of what it was asked for, such as a directory that is only read.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("jax").setLevel(logging.WARNING)
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
         check(config, flags.resume)  # A mistake must show before --overwrite removes anything.
+        if flags.overwrite:
+            _require_other_inputs(config, flags.workdir)
         workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)
         _record_config(config, workdir)
         run(config, workdir, flags.resume)
@@ -118,6 +122,25 @@ def _print_fields(spec: str | None) -> None:
     print(f"\nfields of {path} (--config.NAME=VALUE):")
     for name, kind, default, doc in schema.describe(schema.STAGES[stage]):
         print(f"  {name} ({kind}, default {default}): {doc}")
+
+
+def _require_other_inputs(config: Any, workdir: str) -> None:
+    """Refuses to empty a work directory that is, or holds, something the configuration reads."""
+    emptied = Path(workdir).resolve()
+    for name, value in _texts(schema.to_dict(config), ""):
+        if value and Path(value).exists() and Path(value).resolve().is_relative_to(emptied):
+            raise ConfigError(
+                f"--overwrite would remove {name}={value}, which lies in --workdir={workdir}; "
+                "name another directory"
+            )
+
+
+def _texts(values: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(values, str):
+        yield name, values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _texts(value, f"{name}.{key}".lstrip("."))
 
 
 def _record_config(config: Any, workdir: epath.Path) -> None:

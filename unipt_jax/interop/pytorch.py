@@ -224,8 +224,6 @@ def _tokenizer_config(tokenizer: Tokenizer, text_length: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": text_length,
-        # What the models take: no token_type_ids.
-        "model_input_names": ["input_ids", "attention_mask"],
         **{
             role: tokenizer.backend.id_to_token(number)
             for role, number in ids.items()
