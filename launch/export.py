@@ -11,7 +11,7 @@ from unipt_jax.config.command_line import main
 from unipt_jax.interop import onnx, pytorch
 
 
-def check(config: schema.Export, resume: bool) -> None:
+def check(config: schema.Export, resumed: epath.PathLike | None) -> None:
     """Raises what is wrong with the checkpoint or cannot be written."""
     encoder = unipt_jax.load(config.checkpoint)
     pytorch.weights(encoder.model.spec, encoder.params, config.dtype)

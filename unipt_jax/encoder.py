@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from unipt_jax.core.errors import CheckpointError, DataError
-from unipt_jax.core.files import CONFIG_FILE, read_json
+from unipt_jax.core.files import CONFIG_FILE, is_run
 from unipt_jax.data import images, tokenization
 from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
@@ -61,8 +61,8 @@ class Encoder:
     """A model, its parameters and its processor. `model.apply` is the pure function beneath."""
 
     model: DualEncoder
-    params: Any
-    processor: Processor
+    params: Any = dataclasses.field(repr=False)
+    processor: Processor = dataclasses.field(repr=False)
     batch_size: int = 64
 
     def encode_images(self, batch: Sequence[ImageLike]) -> Float[np.ndarray, "N D"]:
@@ -134,8 +134,10 @@ def load(source: str | Path) -> Encoder:
         tokenizer = model_file.tokenizer(path)
         with Checkpoints.open_read_only(path) as checkpoints:
             params = checkpoints.restore_params(specs.abstract_params(described.spec))
-    elif (path / CONFIG_FILE).exists() and "stage" in read_json(path / CONFIG_FILE):
-        raise CheckpointError(f"{path} is a work directory without a model ({MODEL_FILE})")
+    elif is_run(path):
+        exported = path / "model" / CONFIG_FILE
+        hint = f"; load {exported.parent}" if exported.exists() else ""
+        raise CheckpointError(f"{path} is a work directory without a model ({MODEL_FILE}){hint}")
     else:
         converted = conversion.read(str(source))
         described, tokenizer = converted.model, converted.tokenizer

@@ -273,7 +273,7 @@ def test_a_mistake_found_by_the_check_removes_nothing(tmp_path, capsys):
     """--overwrite empties a work directory only once the configuration is known to work."""
     workdir = tmp_path / "run"
     workdir.mkdir()
-    (workdir / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"stage": "prepare"}')
     (workdir / "precious").write_text("weights")
 
     def refuse(config, resume):
@@ -291,7 +291,7 @@ def test_overwriting_never_removes_what_is_read(tmp_path, capsys, inside):
     """A checkpoint, a data set or a source in the very directory that would be emptied."""
     workdir = tmp_path / "run"
     (workdir / "data" / "set").mkdir(parents=True)
-    (workdir / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"stage": "prepare"}')
     (tmp_path / "link").symlink_to(workdir / "data")
     source = tmp_path / "link" if inside == "link" else workdir / inside
     arguments = [

@@ -204,7 +204,7 @@ def make_workdir(path, state):
         (path / "sub").mkdir()
         (path / "sub" / "file").write_text("kept")
     if state == "run":
-        (path / "config.json").write_text("{}")
+        (path / "config.json").write_text('{"stage": "prepare"}')
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
@@ -221,7 +221,7 @@ def test_an_unused_directory_is_always_taken(tmp_path, state, flags):
     ("state", "flags", "message"),
     [
         ("run", {}, "is not empty; pass --resume"),
-        ("foreign", {}, "is not empty; pass --resume"),
+        ("foreign", {}, "not a run's directory"),
         ("foreign", {"resume": True}, "not a run's directory"),
         ("foreign", {"overwrite": True}, "not a run's directory"),
         ("run", {"resume": True, "overwrite": True}, "exclude each other"),
@@ -284,3 +284,14 @@ def test_a_file_is_no_directory(tmp_path):
     with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
         files.claim_workdir(tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[]", "3"])
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_models_of_others_are_no_runs(tmp_path, content, flag):
+    """Every directory of Hugging Face's has a config.json too; it must never be emptied."""
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match="not a run's directory; it was left untouched"):
+        files.claim_workdir(tmp_path, **{flag: True})
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"

@@ -52,8 +52,8 @@ def test_a_truncated_file_is_one_line_and_replaces_nothing(source, tmp_path):
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     workdir.mkdir()
-    (workdir / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"stage": "prepare"}')
     done = launch(f"--config.source={broken}", f"--workdir={workdir}", "--overwrite")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "model.safetensors" in done.stderr
-    assert (workdir / "config.json").read_text() == "{}"
+    assert (workdir / "config.json").read_text() == '{"stage": "prepare"}'

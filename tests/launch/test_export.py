@@ -194,7 +194,7 @@ def test_mistakes_are_one_line_and_replace_nothing(
     change, named, workdir, launch, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(onnx, "onnx", None)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"stage": "prepare"}')
     values = {"checkpoint": str(workdir), **change}
     code, _, complaints = launch(
         *(f"--config.{name}={value}" for name, value in values.items()),
@@ -203,7 +203,7 @@ def test_mistakes_are_one_line_and_replace_nothing(
     )
     assert code == 2
     assert complaints.count("error: ") == 1 and named in complaints.splitlines()[-1]
-    assert (tmp_path / "config.json").read_text() == "{}"
+    assert (tmp_path / "config.json").read_text() == '{"stage": "prepare"}'
 
 
 def test_a_checkpoint_that_is_not_finite_is_refused(workdir, launch, tmp_path, monkeypatch):
@@ -211,9 +211,9 @@ def test_a_checkpoint_that_is_not_finite_is_refused(workdir, launch, tmp_path, m
     encoder = unipt_jax.load(workdir)
     encoder.params["logit_scale"] = np.float32(np.nan)
     monkeypatch.setattr(unipt_jax, "load", lambda source: encoder)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"stage": "prepare"}')
     code, _, complaints = launch(
         f"--config.checkpoint={workdir}", f"--workdir={tmp_path}", "--overwrite"
     )
     assert code == 2 and "cannot hold logit_scale" in complaints
-    assert (tmp_path / "config.json").read_text() == "{}"
+    assert (tmp_path / "config.json").read_text() == '{"stage": "prepare"}'

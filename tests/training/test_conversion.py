@@ -117,15 +117,37 @@ def test_a_killed_conversion_is_finished(source, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "0")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         unipt_jax.load(tmp_path)
+    conversion.check(config(directory), tmp_path)
     conversion.convert(config(directory), tmp_path, True)
     same(unipt_jax.load(tmp_path).params, params)
+
+
+def test_a_finished_conversion_needs_its_source_no_more(source, tmp_path):
+    conversion.convert(config(source[0]), tmp_path, False)
+    conversion.check(config("gone"), tmp_path)
+    conversion.convert(config("gone"), tmp_path, True)
+    with pytest.raises(ConversionError, match="gone"):
+        conversion.check(config("gone"), None)
+
+
+def test_an_exports_work_directory_names_its_model(source, tmp_path):
+    """`launch/export.py` writes a configuration of its own above the model's."""
+    shutil.copytree(source[0], tmp_path / "model")
+    (tmp_path / "config.json").write_text('{"stage": "export"}')
+    with pytest.raises(CheckpointError, match=rf"load {tmp_path}/model"):
+        unipt_jax.load(tmp_path)
+
+
+def test_an_encoder_is_shown_in_a_few_lines(source):
+    assert len(repr(unipt_jax.load(source[0]))) < 2000
 
 
 def test_training_starts_from_a_conversion(source, tmp_path):
     directory, params = source
     conversion.convert(config(directory), tmp_path, False)
     for origin in (tmp_path, directory):
-        _, found = initial.start_from(SPEC, image=str(origin), text=str(origin))
+        words = tokenization.load(str(origin if origin == directory else origin / "tokenizer"))
+        _, found = initial.start_from(SPEC, words.vocabulary, image=str(origin), text=str(origin))
         same(found, {name: params[name] for name in ("image_encoder", "text_encoder")})
 
 
@@ -133,7 +155,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(source, tmp_path):
     """P78: its ids would be outside the table."""
     name = clip_tokenizer(tmp_path / "words", extra=["blue"])
     for function in (
-        lambda: conversion.check(config(source[0], tokenizer=name), False),
+        lambda: conversion.check(config(source[0], tokenizer=name), None),
         lambda: conversion.convert(config(source[0], tokenizer=name), tmp_path / "run", False),
     ):
         with pytest.raises(ConversionError, match=r"ids up to 7, .* embeddings for 7 tokens"):

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from tests.training import micro
 from unipt_jax.core import trees
@@ -17,6 +18,7 @@ from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.model_file import ModelFile
 
 SPEC = micro.model().spec
+WORDS = {f"word{number}": number for number in range(micro.VOCABULARY)}
 
 
 def noise(abstract, seed=0):
@@ -30,6 +32,20 @@ def write(workdir, spec, params):
     with Checkpoints.open(workdir, keep=1) as checkpoints:
         checkpoints.save_params(jax.tree.map(jax.numpy.asarray, params), config={})
     return str(workdir)
+
+
+def give_tokenizer(workdir, words):
+    """Puts a tokenizer beside a model, as training does."""
+    special = dict.fromkeys(["[CLS]", "[SEP]", "[PAD]"])
+    numbers = words | {token: len(words) + at for at, token in enumerate(special)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="[PAD]"))
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(token, numbers[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    made.add_special_tokens(list(special))
+    (workdir / "tokenizer").mkdir()
+    made.save(str(workdir / "tokenizer" / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +65,7 @@ def same(one, other):
 def test_both_encoders_start_from_a_run(dual):
     """Encoders and the MLM head, not the heads and the temperature of another objective."""
     source, params = dual
-    spec, found = initial.start_from(SPEC, image=source, text=source)
+    spec, found = initial.start_from(SPEC, WORDS, image=source, text=source)
     assert spec == SPEC
     same(found, {name: params[name] for name in ("image_encoder", "text_encoder", "mlm_head")})
 
@@ -57,11 +73,11 @@ def test_both_encoders_start_from_a_run(dual):
 def test_one_encoder_alone_leaves_the_other_at_random(dual, tmp_path):
     params = noise(specs.abstract_params(SPEC.text), seed=1)
     source = write(tmp_path, SPEC.text, params)
-    _, found = initial.start_from(SPEC, image="", text=source)
+    _, found = initial.start_from(SPEC, WORDS, image="", text=source)
     same(found, params)
-    _, found = initial.start_from(SPEC, image=dual[0], text="")
+    _, found = initial.start_from(SPEC, WORDS, image=dual[0], text="")
     assert set(found) == {"image_encoder"}
-    assert initial.start_from(SPEC, image="", text="") == (SPEC, {})
+    assert initial.start_from(SPEC, WORDS, image="", text="") == (SPEC, {})
 
 
 def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
@@ -75,7 +91,7 @@ def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
     )
     source = write(tmp_path, theirs, noise(specs.abstract_params(theirs)))
     wanted = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, dropout=0.3))
-    spec, _ = initial.start_from(wanted, image=source, text=source)
+    spec, _ = initial.start_from(wanted, WORDS, image=source, text=source)
     assert (spec.image.layer_norm_eps, spec.image.activation) == (1e-3, "quick_gelu")
     assert (spec.text.layer_norm_eps, spec.text.activation) == (1e-5, "gelu_tanh")
     assert spec.image.mean == SPEC.image.mean and spec.text.dropout == 0.3
@@ -86,7 +102,7 @@ def test_positions_are_resized_once_for_another_size(dual):
     source, params = dual
     wanted = dataclasses.replace(SPEC, image=dataclasses.replace(SPEC.image, image_size=(24, 12)))
     table = params["image_encoder"]["position_embedding"]
-    _, found = initial.start_from(wanted, image=source, text="")
+    _, found = initial.start_from(wanted, WORDS, image=source, text="")
     resized = found["image_encoder"]["position_embedding"]
     assert resized.shape == (1 + 6 * 3, 16)
     np.testing.assert_array_equal(resized[0], table[0])
@@ -104,7 +120,7 @@ def test_positions_are_resized_once_for_another_size(dual):
     [
         ("image", {"hidden_size": 32}, "hidden_size 16, not 32"),
         ("image", {"layers": 2, "heads": 4}, "layers 1, not 2; heads 2, not 4"),
-        ("image", {"distillation_token": True}, "distillation_token False, not True"),
+        ("image", {"pre_layer_norm": True}, "pre_layer_norm False, not True"),
         ("text", {"vocab_size": 41}, "vocab_size 40, not 41"),
         ("text", {"max_positions": 20}, "max_positions 12, not 20"),
     ],
@@ -114,20 +130,63 @@ def test_other_shapes_are_refused(dual, side, changes, named):
     wanted = dataclasses.replace(SPEC, **{side: changed})
     sources = {"image": "", "text": ""} | {side: dual[0]}
     with pytest.raises(ConversionError, match=rf"init\.{side}=.*{named}"):
-        initial.start_from(wanted, **sources)
+        initial.start_from(wanted, WORDS, **sources)
 
 
 def test_the_wrong_kind_of_encoder_is_refused(tmp_path):
     source = write(tmp_path, SPEC.text, noise(specs.abstract_params(SPEC.text)))
     with pytest.raises(ConversionError, match=r"init\.image=.*holds a BERT, not an image encoder"):
-        initial.start_from(SPEC, image=source, text="")
+        initial.start_from(SPEC, WORDS, image=source, text="")
 
 
 def test_a_word_table_beyond_the_tokenizer_is_kept_whole(dual):
     """P78: larger is harmless, smaller (above) would lack embeddings."""
     wanted = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, vocab_size=37))
-    spec, found = initial.start_from(wanted, image="", text=dual[0])
+    spec, found = initial.start_from(wanted, WORDS, image="", text=dual[0])
     assert spec.text.vocab_size == 40 == len(found["text_encoder"]["word_embeddings"])
+
+
+def test_the_second_token_of_a_distilled_deit_comes_with_it(tmp_path):
+    distilled = dataclasses.replace(SPEC.image, distillation_token=True)
+    params = noise(specs.abstract_params(distilled))
+    source = write(tmp_path, distilled, params)
+    spec, found = initial.start_from(SPEC, WORDS, image=source, text="")
+    assert spec.image.distillation_token
+    same(found, params)
+
+
+def test_another_patch_size_is_named_as_such(dual):
+    """Not as a size that its positions cannot be resized to."""
+    image = dataclasses.replace(SPEC.image, patch_size=8)
+    wanted = dataclasses.replace(SPEC, image=image)
+    with pytest.raises(ConversionError, match=r"init\.image=.*patch_size 4, not 8"):
+        initial.start_from(wanted, WORDS, image=dual[0], text="")
+
+
+def test_tokens_must_have_the_embeddings_of_those_very_tokens(dual, tmp_path, caplog):
+    """As many tokens, numbered otherwise: every word would get another one's embedding."""
+    source = tmp_path / "text"
+    write(source, SPEC.text, noise(specs.abstract_params(SPEC.text)))
+    with caplog.at_level("WARNING"):
+        initial.start_from(SPEC, WORDS, image="", text=str(source))
+    assert "comes without a tokenizer" in caplog.text
+
+    give_tokenizer(source, WORDS)
+    initial.start_from(SPEC, WORDS, image="", text=str(source))
+    swapped = WORDS | {"word3": 4, "word4": 3}
+    with pytest.raises(ConversionError, match=r"2 of 40 tokens differ, such as 'word3', 3 there"):
+        initial.start_from(SPEC, swapped, image="", text=str(source))
+    with pytest.raises(ConversionError, match=r"'red', unknown there and 39"):
+        other = {**WORDS, "red": 39}
+        del other["word39"]
+        initial.start_from(SPEC, other, image="", text=str(source))
+
+
+def test_a_source_of_both_encoders_is_read_once(dual, monkeypatch):
+    read, seen = initial.read, []
+    monkeypatch.setattr(initial, "read", lambda name: seen.append(name) or read(name))
+    initial.start_from(SPEC, WORDS, image=dual[0], text=dual[0])
+    assert seen == [dual[0]]
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
@@ -148,5 +207,5 @@ def test_weights_are_put_where_random_ones_were(dual, shape):
 
 def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    with pytest.raises(ConversionError, match="resnet"):
-        initial.start_from(SPEC, image=str(tmp_path), text="")
+    with pytest.raises(ConversionError, match=r"init\.image: .*resnet.*starts at random"):
+        initial.start_from(SPEC, WORDS, image=str(tmp_path), text="")

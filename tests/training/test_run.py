@@ -9,7 +9,13 @@ import pytest
 
 from unipt_jax.config import load, schema
 from unipt_jax.core import trees
-from unipt_jax.core.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from unipt_jax.core.errors import (
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    DataError,
+    DivergenceError,
+)
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.training import loop, metrics, run
 from unipt_jax.training.checkpoints import Checkpoints
@@ -85,6 +91,43 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     tokenizer = tokenization.load("examples/tokenizer")
     batches = pipeline.train_batches(split, tokenizer, how, batch_size=16, seed=0)
     assert seen == [batches[k]["record"].tolist() for k in range(8)]
+
+
+def test_a_run_starts_from_other_weights_and_keeps_them(data, undisturbed, tmp_path, caplog):
+    """Killed before its first checkpoint and resumed, it ends as if nothing had happened."""
+    origin = {"init.image": str(undisturbed), "init.text": str(undisturbed)}
+    # So small a rate that a step changes next to nothing: what is left is where it started.
+    made = config(data, steps=4, **origin, **{"optimizer.learning_rate": 1e-12})
+    with caplog.at_level("INFO"):
+        run.check(made, None)
+        run.pretrain(made, tmp_path / "straight", False)
+    assert f"image_encoder starts from {undisturbed}" in caplog.text
+    assert f"mlm_head starts from {undisturbed}" in caplog.text
+    source, ended = params(undisturbed)[1], params(tmp_path / "straight")[1]
+    for path, leaf in ended.items():
+        close = np.abs(leaf - source[path]).max() < 1e-6
+        # Heads belong to another objective and start anew; so does the temperature, which agrees.
+        assert close == path.startswith(("image_encoder", "text_encoder", "mlm_head")) or (
+            path == "logit_scale"
+        ), path
+
+    # What a kill leaves before the first checkpoint: descriptions, and no parameters.
+    shutil.copytree(tmp_path / "straight", tmp_path / "killed")
+    for step in (tmp_path / "killed" / "checkpoints").iterdir():
+        shutil.rmtree(step)
+    (tmp_path / "killed" / "metrics.jsonl").unlink()
+    run.check(made, tmp_path / "killed")
+    run.pretrain(made, tmp_path / "killed", True)
+    for path, leaf in params(tmp_path / "killed")[1].items():
+        np.testing.assert_array_equal(leaf, ended[path], err_msg=path)
+
+
+def test_a_run_that_goes_on_needs_its_origin_no_more(data, undisturbed, tmp_path):
+    made = config(data, **{"init.image": "gone"})
+    with pytest.raises(ConversionError, match=r"init\.image: gone.*starts at random"):
+        run.check(made, None)
+    shutil.copytree(undisturbed, tmp_path / "run")
+    run.check(made, tmp_path / "run")
 
 
 def test_a_run_leaves_what_the_other_stages_read(undisturbed):

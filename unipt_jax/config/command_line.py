@@ -21,12 +21,12 @@ def main(
     doc: str,
     arguments: Sequence[str] | None = None,
     *,
-    check: Callable[[Any, bool], None] = lambda config, resume: None,
+    check: Callable[[Any, epath.Path | None], None] = lambda config, resumed: None,
 ) -> NoReturn:
     """Parses flags, calls `check`, claims the work directory, and calls `run`.
 
-    `check` takes the configuration and whether to resume, `run` the work directory between them.
-    Then the process exits.
+    `check` takes the configuration and, if a run is to go on, its work directory, else None; `run`
+    takes the configuration, the work directory and whether to resume. Then the process exits.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 1 any other
     failure. `config.json` in the work directory holds the configuration; a resumed run must agree
@@ -42,7 +42,8 @@ def main(
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
-        check(config, flags.resume)  # A mistake must show before --overwrite removes anything.
+        resumed = epath.Path(flags.workdir) if flags.resume else None
+        check(config, resumed)  # A mistake must show before --overwrite removes anything.
         if flags.overwrite:
             _require_other_inputs(config, flags.workdir)
         workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)

@@ -70,6 +70,19 @@ def read_json(path: epath.PathLike) -> Any:
         ) from None
 
 
+def is_run(directory: epath.PathLike) -> bool:
+    """Tells whether a run of this library wrote `config.json`; Hugging Face's models have one too.
+
+    Raises:
+        DataError: the file cannot be read or is no JSON.
+    """
+    path = epath.Path(directory) / CONFIG_FILE
+    if not path.exists():
+        return False
+    config = read_json(path)
+    return isinstance(config, dict) and "stage" in config
+
+
 def claim_workdir(
     workdir: epath.PathLike, *, resume: bool = False, overwrite: bool = False
 ) -> epath.Path:
@@ -88,15 +101,15 @@ def claim_workdir(
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--workdir={path} is a file; name a directory")
     if path.exists() and any(path.iterdir()):
+        if not is_run(path):
+            raise ConfigError(
+                f"--workdir={path} is not empty and holds no {CONFIG_FILE} of a run, so it is not "
+                "a run's directory; it was left untouched: empty it yourself or name another"
+            )
         if not (resume or overwrite):
             raise ConfigError(
                 f"--workdir={path} is not empty; pass --resume to go on with the run in it, "
                 "--overwrite to replace it, or name another directory"
-            )
-        if not (path / CONFIG_FILE).exists():
-            raise ConfigError(
-                f"--workdir={path} holds no {CONFIG_FILE}, so it is not a run's directory; "
-                "it was left untouched: empty it yourself or name another"
             )
         if overwrite:
             _empty(path)

@@ -13,6 +13,7 @@ from unipt_jax.core.errors import DataError
 from unipt_jax.core.files import write_bytes
 
 FILE = "tokenizer.json"
+_VOCABULARIES = ("vocab.txt", "vocab.json")  # Of what was saved before there was `FILE`.
 
 # The roles of special tokens, under BERT's names and under those of CLIP, as Hugging Face and as
 # open_clip write them. CLIP has no token for padding alone: its end token pads.
@@ -49,6 +50,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids: every id is below it."""
         return len(self.is_special)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Returns each token's id."""
+        return self.backend.get_vocab(with_added_tokens=True)
 
     def encode(self, caption: str, length: int) -> Int[np.ndarray, "L"]:
         """Returns at most `length` ids, special ones included; the last is always the end token."""
@@ -111,6 +117,11 @@ def load(name: str) -> Tokenizer:
         fingerprint=fingerprint,
         **ids,
     )
+
+
+def is_in(directory: epath.PathLike) -> bool:
+    """Tells whether a directory holds a tokenizer's files."""
+    return any((epath.Path(directory) / name).is_file() for name in (FILE, *_VOCABULARIES))
 
 
 def _read(name: str) -> tokenizers.Tokenizer:

@@ -20,6 +20,14 @@ from unipt_jax.training.state import TrainState
 DIRECTORY = "checkpoints"
 
 
+def is_begun(workdir: epath.PathLike) -> bool:
+    """Tells whether a work directory holds a complete checkpoint, from which its run goes on."""
+    if not (epath.Path(workdir) / DIRECTORY).is_dir():
+        return False
+    with Checkpoints.open_read_only(workdir) as checkpoints:
+        return checkpoints.latest_step() is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one work directory, `checkpoints/<step>` each; the latest `keep` stay."""
@@ -108,14 +116,20 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
     def save_params(self, params: Any, *, config: Mapping[str, Any]) -> None:
-        """Writes parameters alone, as step 0, for others to start from or to encode with."""
+        """Writes parameters alone, as step 0, for others to start from or to encode with.
+
+        Raises:
+            CheckpointError: the step was not taken, for it exists.
+        """
         meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
-        self.manager.save(
+        saved = self.manager.save(
             0,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave(meta)
             ),
         )
+        if not saved:
+            raise CheckpointError(f"{self.directory}: step 0 was not saved; it exists already")
 
     def restore_params(self, abstract: Any = None) -> Any:
         """Returns the latest checkpoint's parameters alone, on this process's first device.

@@ -17,7 +17,7 @@ from unipt_jax.models.clip import ClipTextSpec
 from unipt_jax.models.dual_encoder import DualEncoderSpec
 from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import initial, model_file
-from unipt_jax.training.checkpoints import Checkpoints
+from unipt_jax.training.checkpoints import Checkpoints, is_begun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,10 @@ def read(
     return Converted(model, params, words)
 
 
-def check(config: schema.Convert, resume: bool) -> None:
+def check(config: schema.Convert, resumed: epath.PathLike | None) -> None:
     """Raises whatever `convert` would raise, and writes nothing."""
-    _read(config)
+    if resumed is None or not is_begun(resumed):
+        _read(config)
 
 
 def convert(config: schema.Convert, workdir: epath.PathLike, resume: bool) -> None:
@@ -88,7 +89,8 @@ def convert(config: schema.Convert, workdir: epath.PathLike, resume: bool) -> No
             converted.model.write(workdir)
             params = jax.tree.map(jnp.asarray, converted.params)
             checkpoints.save_params(params, config=schema.to_dict(config))
-            print(f"{trees.count_parameters(params):,} parameters of {config.source}: {workdir}")
+            print(f"{trees.count_parameters(params):,} parameters of {config.source}")
+    print(f"converted: {workdir}")
 
 
 def _read(config: schema.Convert) -> Converted:

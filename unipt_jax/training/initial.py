@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from unipt_jax.core import trees
-from unipt_jax.core.errors import ConversionError
+from unipt_jax.core.errors import CheckpointError, ConversionError
+from unipt_jax.data import tokenization
 from unipt_jax.interop import huggingface
+from unipt_jax.models import specs
 from unipt_jax.models.bert import TextSpec
 from unipt_jax.models.clip import ClipTextSpec
 from unipt_jax.models.dual_encoder import DualEncoderSpec
@@ -23,66 +26,87 @@ from unipt_jax.training.checkpoints import Checkpoints
 log = logging.getLogger(__name__)
 
 
-def read(source: str) -> tuple[Any, Mapping[str, Any]]:
-    """Reads the specification and the parameters of a run, a conversion or foreign weights.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights to start from.
+
+    Attributes:
+        spec: of the dual encoder, or of one encoder.
+        params: its parameters, in host memory.
+        vocabulary: ids of the tokens that the text encoder was trained with; None if nothing tells.
+    """
+
+    spec: specs.Spec
+    params: Mapping[str, Any]
+    vocabulary: Mapping[str, int] | None
+
+
+def read(name: str) -> Source:
+    """Reads a run, a conversion or foreign weights.
 
     Raises:
         CheckpointError: the run holds no complete checkpoint.
         ConversionError: the foreign weights cannot be read.
+        DataError: the tokenizer beside the weights is damaged.
     """
-    if not model_file.exists(source):
+    if model_file.exists(name):
+        with Checkpoints.open_read_only(name) as checkpoints:
+            spec = model_file.read(name).spec
+            params = jax.device_get(checkpoints.restore_params())
+        directory = epath.Path(name) / model_file.TOKENIZER_DIRECTORY
+    else:
         # BertModel is BERT without its MLM head.
-        foreign = huggingface.load(source, allow_missing=("mlm_head",))
-        return foreign.spec, foreign.params
-    with Checkpoints.open_read_only(source) as checkpoints:
-        return model_file.read(source).spec, checkpoints.restore_params()
+        foreign = huggingface.load(name, allow_missing=("mlm_head",))
+        spec, params, directory = foreign.spec, foreign.params, foreign.directory
+    tokenizer = tokenization.load(str(directory)) if tokenization.is_in(directory) else None
+    return Source(spec, params, tokenizer.vocabulary if tokenizer else None)
 
 
 def start_from(
-    spec: DualEncoderSpec, *, image: str, text: str
+    spec: DualEncoderSpec, vocabulary: Mapping[str, int], *, image: str, text: str
 ) -> tuple[DualEncoderSpec, dict[str, Any]]:
     """Reads the weights that a dual encoder starts from.
 
     Args:
         spec: the dual encoder.
+        vocabulary: ids of the tokens in its texts.
         image: where the image encoder's come from (see `read`); empty: they start at random.
         text: the same of the text encoder's and, where the source has one, the MLM head's.
 
     Returns:
-        The specification, with what belongs to the weights (activation, LayerNorm epsilon, rows of
-        the word table beyond the tokenizer's), and the parameters found, rooted as the model's.
+        The specification, with what belongs to the weights (activation, LayerNorm epsilon, DeiT's
+        second token, rows of the word table beyond the tokenizer's), and the parameters found,
+        rooted as the model's. Pixels stay normalised as `spec` says.
 
     Raises:
-        CheckpointError, ConversionError: a source cannot be read or is of another shape.
+        CheckpointError, ConversionError: a source cannot be read, is of another shape, or gives the
+            tokens of a text other ids.
     """
     params: dict[str, Any] = {}
+    sides = {text: "text", image: "image"}  # One source of both is read once.
+    sources = {name: _read(name, side) for name, side in sides.items() if name}
     if image:
-        found, weights = read(image)
-        source = _require(found, VisionSpec, "image", image)
-        encoder = dict(weights["image_encoder"])
+        found = _require(sources[image].spec, VisionSpec, "image", image)
+        adopted = _adopt(spec.image, found, "image", image)
+        encoder = dict(sources[image].params["image_encoder"])
         encoder["position_embedding"] = resize(
-            encoder["position_embedding"], source, spec.image.image_size
+            encoder["position_embedding"], found, adopted.image_size
         )
-        spec = dataclasses.replace(spec, image=_adopt(spec.image, source, "image", image))
         params["image_encoder"] = encoder
+        spec = dataclasses.replace(spec, image=adopted)
     if text:
-        found, weights = read(text)
-        source = _require(found, type(spec.text), "text", text)
-        spec = dataclasses.replace(spec, text=_adopt(spec.text, source, "text", text))
-        params["text_encoder"] = weights["text_encoder"]
-        if spec.mlm and "mlm_head" in weights:
-            params["mlm_head"] = weights["mlm_head"]
-    for name in ("image_encoder", "text_encoder", *(["mlm_head"] if spec.mlm else [])):
-        origin = image if name == "image_encoder" else text
-        log.info("%s starts %s", name, f"from {origin}" if name in params else "at random")
+        found = _require(sources[text].spec, type(spec.text), "text", text)
+        spec = dataclasses.replace(spec, text=_adopt(spec.text, found, "text", text))
+        _require_vocabulary(sources[text].vocabulary, vocabulary, text)
+        params["text_encoder"] = sources[text].params["text_encoder"]
+        if spec.mlm and "mlm_head" in sources[text].params:
+            params["mlm_head"] = sources[text].params["mlm_head"]
     return spec, params
 
 
 def resize(table: Any, source: VisionSpec, image_size: tuple[int, int]) -> np.ndarray:
     """Returns the position embeddings of `source` for images of another size."""
     target = dataclasses.replace(source, image_size=image_size)
-    if source.grid != target.grid:
-        log.info("position embeddings: %sx%s patches -> %sx%s", *source.grid, *target.grid)
     table = jnp.asarray(table)
     return np.asarray(resize_positions(table, source.grid, target.grid, source.prefix))
 
@@ -100,13 +124,26 @@ def put(params: Any, initial: Mapping[str, Any]) -> Any:
     return trees.map_with_path(replace, params)
 
 
+def _read(name: str, side: str) -> Source:
+    try:
+        return read(name)
+    except (CheckpointError, ConversionError) as error:
+        raise ConversionError(
+            f"init.{side}: {error}; --config.init.{side}= starts at random"
+        ) from error
+
+
 def _require(found: Any, kind: type, side: str, origin: str) -> Any:
     """Returns the encoder of one side of what was read."""
     encoder = getattr(found, side) if isinstance(found, DualEncoderSpec) else found
     if not isinstance(encoder, kind):
-        names = {VisionSpec: "an image encoder", TextSpec: "a BERT", ClipTextSpec: "a CLIP text"}
+        names = {
+            VisionSpec: "an image encoder",
+            TextSpec: "a BERT",
+            ClipTextSpec: "a CLIP text encoder",
+        }
         raise ConversionError(
-            f"init.{side}={origin!r} holds {names[type(encoder)]}, not {names[kind]}"
+            f"init.{side}={origin!r} holds {names[type(encoder)]}, not {names[kind]}; name another"
         )
     return encoder
 
@@ -115,7 +152,9 @@ def _adopt(wanted: Any, source: Any, side: str, origin: str) -> Any:
     """Returns `wanted` with what belongs to the weights; their shapes must be equal."""
     ours = ("image_size", "mean", "std", "dropout")  # Of the run, not of the weights.
     theirs = ["layer_norm_eps", "activation"]
-    if side == "text" and source.vocab_size > wanted.vocab_size:
+    if side == "image":
+        theirs.append("distillation_token")
+    elif source.vocab_size > wanted.vocab_size:
         theirs.append("vocab_size")  # Tables are often padded beyond the tokenizer's ids.
     differences = [
         f"{item.name} {getattr(source, item.name)}, not {getattr(wanted, item.name)}"
@@ -125,6 +164,28 @@ def _adopt(wanted: Any, source: Any, side: str, origin: str) -> Any:
     ]
     if differences:
         raise ConversionError(
-            f"init.{side}={origin!r} does not fit model.{side}: it has {'; '.join(differences)}"
+            f"init.{side}={origin!r} does not fit model.{side}: it has {'; '.join(differences)}; "
+            "name other weights or another variant"
         )
     return dataclasses.replace(wanted, **{name: getattr(source, name) for name in theirs})
+
+
+def _require_vocabulary(
+    theirs: Mapping[str, int] | None, ours: Mapping[str, int], origin: str
+) -> None:
+    """Checks that a token has the embedding of that very token."""
+    if theirs is None:
+        log.warning(
+            "init.text=%r comes without a tokenizer: that text.tokenizer numbers tokens as it was "
+            "trained to read them is not checked",
+            origin,
+        )
+        return
+    others = [token for token, number in ours.items() if theirs.get(token) != number]
+    if others:
+        token = others[0]
+        raise ConversionError(
+            f"init.text={origin!r} was trained with another vocabulary: {len(others)} of "
+            f"{len(ours)} tokens differ, such as {token!r}, {theirs.get(token, 'unknown')} there "
+            f"and {ours[token]} in text.tokenizer; use its tokenizer, for the data too"
+        )

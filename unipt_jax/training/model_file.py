@@ -48,7 +48,8 @@ def read(workdir: epath.PathLike) -> ModelFile:
     """Reads what `ModelFile.write` wrote.
 
     Raises:
-        CheckpointError: the file is damaged, or another version of this library wrote it.
+        DataError: the file is damaged.
+        CheckpointError: another version of this library wrote it.
     """
     path = epath.Path(workdir) / MODEL_FILE
     values = read_json(path)
@@ -58,11 +59,13 @@ def read(workdir: epath.PathLike) -> ModelFile:
         or set(values) != fields
         or not isinstance(values["spec"], dict)
     ):
-        raise CheckpointError(f"{path} does not hold {', '.join(sorted(fields))}; train anew")
+        raise CheckpointError(
+            f"{path} does not hold {', '.join(sorted(fields))}; train or convert anew"
+        )
     try:
         return ModelFile(**{**values, "spec": specs.from_dict(values["spec"])})
-    except (CheckpointError, ConfigError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}; train anew") from None
+    except (CheckpointError, ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}; train or convert anew") from None
 
 
 def tokenizer(workdir: epath.PathLike) -> tokenization.Tokenizer:

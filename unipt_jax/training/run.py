@@ -30,7 +30,7 @@ from unipt_jax.training import (
     state,
     step,
 )
-from unipt_jax.training.checkpoints import Checkpoints
+from unipt_jax.training.checkpoints import Checkpoints, is_begun
 
 log = logging.getLogger(__name__)
 
@@ -117,16 +117,21 @@ def build_batches(
     )
 
 
-def check(config: schema.Pretrain, resume: bool) -> None:
-    """Raises whatever `pretrain` would raise before its first step, and writes nothing."""
+def check(config: schema.Pretrain, resumed: epath.PathLike | None) -> None:
+    """Raises whatever `pretrain` would raise before its first step, and writes nothing.
+
+    `resumed` is the work directory of a run that is to go on.
+    """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require_divisible(config.batch_size, mesh)
     split = builders.open_split(config.data, "train")
     tokenizer = tokenization.load(config.text.tokenizer)
     build_batches(config, split, tokenizer)
     spec = build_spec(config, tokenizer.vocab_size)
-    if not resume:
-        initial.start_from(spec, image=config.init.image, text=config.init.text)
+    if resumed is None or not is_begun(resumed):
+        initial.start_from(
+            spec, tokenizer.vocabulary, image=config.init.image, text=config.init.text
+        )
 
 
 def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
@@ -147,11 +152,14 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
     split = builders.open_split(config.data, "train")
     tokenizer = tokenization.load(config.text.tokenizer)
     spec = build_spec(config, tokenizer.vocab_size)
-    weights: dict[str, Any] = {}
-    if resume and model_file.exists(workdir):
-        spec = model_file.read(workdir).spec
+    goes_on = resume and is_begun(workdir)
+    if goes_on:
+        spec, weights = model_file.read(workdir).spec, {}
     else:
-        spec, weights = initial.start_from(spec, image=config.init.image, text=config.init.text)
+        spec, weights = initial.start_from(
+            spec, tokenizer.vocabulary, image=config.init.image, text=config.init.text
+        )
+        log_origins(spec, weights, config.init)
     model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))
     dataset = build_batches(config, split, tokenizer)
     pairs = len(split.pairs[0])
@@ -160,6 +168,7 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
     example = specs.abstract_batch(spec, config.batch_size)
     train_state, shardings = state.create(model, example, adamw, seed=config.seed, mesh=mesh)
     train_state = train_state.replace(params=initial.put(train_state.params, weights))
+    del weights  # They would lie in memory until the run ends.
     log.info(
         "%d devices as %s; %s parameters; %d pairs, batch %d, %d steps",
         mesh.size,
@@ -176,7 +185,7 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
     }
     with Checkpoints.open(workdir, keep=config.keep_checkpoints) as checkpoints:
         data: dict[str, Any] = {"next_batch": 0}
-        if resume and checkpoints.latest_step() is not None:
+        if goes_on:
             train_state, data = checkpoints.restore(train_state, shardings)
             _require_same_data(data, data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
@@ -206,6 +215,15 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         Console().print(curves.table(rows))
         curves.plot(rows, workdir / "loss.png")
         print(f"loss curve: {workdir / 'loss.png'}")
+
+
+def log_origins(spec: DualEncoderSpec, weights: Mapping[str, Any], origin: schema.Init) -> None:
+    """Says of each part whether it starts from other weights or at random."""
+    parts = {"image_encoder": origin.image, "text_encoder": origin.text}
+    if spec.mlm:
+        parts["mlm_head"] = origin.text
+    for part, name in parts.items():
+        log.info("%s starts %s", part, f"from {name}" if part in weights else "at random")
 
 
 def _require_same_data(
