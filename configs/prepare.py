@@ -7,6 +7,10 @@ VARIANTS = {
     "icfg_pedes": {"dataset": "icfg_pedes"},
     "rstp_reid": {"dataset": "rstp_reid"},
     "pairs": {"dataset": "pairs"},
+    "luperson_t": {"dataset": "luperson_t"},
+    "luperson_mllm": {"dataset": "luperson_mllm"},
+    "mals": {"dataset": "mals"},
+    "synth_pedes": {"dataset": "synth_pedes"},
     "demo": {
         "dataset": "cuhk_pedes",
         "source": "examples/pedestrians",

@@ -23,7 +23,7 @@ def read(config: schema.Prepare) -> tuple[list[annotations.Record], list[annotat
     )
 
 
-def check(config: schema.Prepare, resume: bool) -> None:
+def check(config: schema.Prepare, resumed: epath.PathLike | None) -> None:
     """Raises what is wrong with the annotation file as a whole or with the tokenizer."""
     read(config)
     if config.tokenizer:
@@ -36,7 +36,8 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
         print(builders.summary(builders.read_manifest(workdir)))
         return
     records, problems = read(config)
-    problems += builders.check_images(records, config.source)
+    read_image = annotations.image_reader(config.dataset, config.source, config.annotations)
+    problems += builders.check_images(records, config.source, read_image)
     left_out = builders.set_aside(problems, workdir, stop=config.on_bad_record == "stop")
     builders.write(
         [record for record in records if record.position not in left_out],
@@ -46,6 +47,7 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
         tokenizer=config.tokenizer,
         quarantined=len(left_out),
         notices=Counter(problem.what for problem in problems if problem.kind == "notice"),
+        read=read_image,
     )
     print(builders.summary(builders.read_manifest(workdir)))
 

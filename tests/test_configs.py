@@ -6,6 +6,7 @@ import pytest
 
 from unipt_jax.config import load
 from unipt_jax.core.errors import ConfigError
+from unipt_jax.data import annotations
 
 VARIANTS = ["", "vit_b16", "deit_s", "released", "demo", "deit_s,released"]
 
@@ -48,7 +49,7 @@ def test_released_is_the_published_code():
     assert made.dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("name", ["cuhk_pedes", "icfg_pedes", "rstp_reid", "pairs"])
+@pytest.mark.parametrize("name", annotations.LAYOUTS)
 def test_every_layout_can_be_prepared(name):
     made = load.load(f"configs/prepare.py:{name}", {"source": "somewhere"})
     assert made.dataset == name

@@ -92,7 +92,8 @@ def test_identities_are_opaque_text(tmp_path, identity, name):
 @pytest.mark.parametrize(
     ("split", "meant"),
     [("Train", "train"), ("TRAINING", "train"), ("valid", "val"), ("dev", "val"),
-     ("Validation", "val"), ("val", "val"), ("testing", "test"), (" test ", "test")],
+     ("Validation", "val"), ("val", "val"), ("testing", "test"), (" test ", "test"),
+     ("restval", "train")],
 )  # fmt: skip
 def test_split_aliases(tmp_path, split, meant):
     """P99: spellings of the three splits are understood."""

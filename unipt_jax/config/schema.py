@@ -262,11 +262,22 @@ class Prepare:
 
     stage: str = field("which schema this is", choices=("prepare",))
     dataset: str = field(
-        "annotation layout", choices=("cuhk_pedes", "icfg_pedes", "rstp_reid", "pairs")
+        "annotation layout",
+        choices=(
+            "cuhk_pedes",
+            "icfg_pedes",
+            "rstp_reid",
+            "pairs",
+            "luperson_t",
+            "luperson_mllm",
+            "mals",
+            "synth_pedes",
+        ),
     )
     source: str = field("directory with the annotation file and the images")
     annotations: str = field(
-        "annotation file inside `source`; empty: the layout's usual names", default=""
+        "file inside `source`, or a pattern for several; empty: the layout's usual names",
+        default="",
     )
     tokenizer: str = field(
         "whose caption lengths are stored, so that batches can be padded to short buckets; "

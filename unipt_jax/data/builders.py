@@ -108,8 +108,17 @@ class Split:
 # ---------------------------------------------------------------------------- writing
 
 
-def check_images(records: Sequence[Record], source: epath.PathLike) -> list[Problem]:
+def check_images(
+    records: Sequence[Record],
+    source: epath.PathLike,
+    read: Callable[[Record], bytes] | None = None,
+) -> list[Problem]:
     """Decodes every image once, a bounded number at a time.
+
+    Args:
+        records: whose images are decoded.
+        source: directory that the images are relative to.
+        read: returns a record's encoded image; None: it is a file below `source`.
 
     Returns:
         A fault for each image that cannot be decoded; a notice for each whose bytes are those of
@@ -122,10 +131,11 @@ def check_images(records: Sequence[Record], source: epath.PathLike) -> list[Prob
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(records), _CHECKED_AT_ONCE):
             chunk = records[start : start + _CHECKED_AT_ONCE]
-            checked = pool.map(lambda record: _digest(source / record.image), chunk)
+            checked = pool.map(lambda record: _digest(record, source, read), chunk)
             for record, (digest, fault) in zip(chunk, checked, strict=True):
+                about = functools.partial(Problem, record.position, record.image, file=record.file)
                 if fault:
-                    problems.append(Problem(record.position, record.image, fault, "fault"))
+                    problems.append(about(what=fault, kind="fault"))
                     continue
                 twin = first.setdefault(digest, record)
                 if twin.split != record.split:
@@ -134,7 +144,7 @@ def check_images(records: Sequence[Record], source: epath.PathLike) -> list[Prob
                     what = SAME_BYTES_IDENTITY
                 else:
                     continue
-                problems.append(Problem(record.position, record.image, what, "notice"))
+                problems.append(about(what=what, kind="notice"))
     return problems
 
 
@@ -164,7 +174,8 @@ def set_aside(problems: Sequence[Problem], workdir: epath.PathLike, *, stop: boo
         )
     rows: dict[int, dict[str, Any]] = {}
     for fault in faults:
-        row = {"record": fault.record, "image": fault.image, "faults": []}
+        place = {"file": fault.file} if fault.file else {}
+        row = {**place, "record": fault.record, "image": fault.image, "faults": []}
         rows.setdefault(fault.record, row)["faults"].append(fault.what)
     write_json_lines(workdir / QUARANTINE, rows.values())
     logging.getLogger(__name__).warning("left out: %s", found)
@@ -180,6 +191,7 @@ def write(
     tokenizer: str,
     quarantined: int,
     notices: Mapping[str, int],
+    read: Callable[[Record], bytes] | None = None,
 ) -> None:
     """Writes a prepared data set to `workdir`, replacing one that is there.
 
@@ -191,6 +203,7 @@ def write(
         tokenizer: whose caption lengths are stored; empty: none are.
         quarantined: number of records that were left out, for the manifest.
         notices: number of notices of each kind, for the manifest.
+        read: as in `check_images`.
 
     Raises:
         DataError: there is no record, the tokenizer cannot be loaded, or an image cannot be read.
@@ -200,7 +213,7 @@ def write(
     splits = {split: [record for record in records if record.split == split] for split in SPLITS}
     write_splits(
         {split: members for split, members in splits.items() if members},
-        read=lambda record: read_image(record, source),
+        read=read or (lambda record: read_image(record, source)),
         name=name,
         workdir=workdir,
         tokenizer=tokenizer,
@@ -264,18 +277,22 @@ def _describe(faults: Sequence[Problem], listing: epath.Path) -> str:
     return (
         f"{len(faults)} fault(s) in {len({fault.record for fault in faults})} record(s)"
         + (f" (missing images: {folders})" if missing else "")
-        + f"; first: record {first.record}{f' ({first.image})' if first.image else ''}: "
+        + f"; first: record {first.record}{f' of {first.file}' if first.file else ''}"
+        + f"{f' ({first.image})' if first.image else ''}: "
         + f"{first.what}; all are listed in {listing}"
     )
 
 
-def _digest(path: epath.Path) -> tuple[bytes, str]:
-    """Returns a digest of the file's bytes, and why it cannot be decoded or an empty string."""
+def _digest(
+    record: Record, source: epath.Path, read: Callable[[Record], bytes] | None
+) -> tuple[bytes, str]:
+    """Returns a digest of the image's bytes, and why it cannot be decoded or an empty string."""
+    where = record.image if read else str(source / record.image)
     try:
-        content = path.read_bytes()
-        images_lib.decode(content, str(path))
+        content = read(record) if read else (source / record.image).read_bytes()
+        images_lib.decode(content, where)
     except OSError as error:
-        return b"", f"{path}: cannot be read ({error.strerror or error})"
+        return b"", f"{where}: cannot be read ({error.strerror or error})"
     except DataError as error:
         return b"", str(error)
     return hashlib.blake2b(content, digest_size=16).digest(), ""
