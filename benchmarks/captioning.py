@@ -1,0 +1,158 @@
+"""The captioner's scorer against PyTorch's CLIP on the same weights: ViT-B/16, all sets, float32.
+
+Both judge the same images by the same prompts, encoded once, in turn in one process; the ratio is
+of medians. Then the captioner's input pipeline (reading, decoding and resizing JPEG files) is timed
+by itself: it must deliver more images a second than the scorer takes. Weights are random: the time
+does not depend on them.
+
+Usage: python benchmarks/captioning.py [--batch_size=16] [--rounds=7] [--images=DIR]
+"""
+
+import argparse
+import ctypes.util
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unipt_jax.captioning import lexicon, runner, scorer, sources
+from unipt_jax.core.sharding import make_mesh
+from unipt_jax.data import tokenization
+from unipt_jax.interop import pytorch
+from unipt_jax.models import specs
+from unipt_jax.models.clip import ClipTextSpec, vision_spec
+from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+
+# The allocator that torch does best with; without it a slower torch would flatter the ratio.
+JEMALLOC = ctypes.util.find_library("jemalloc")
+VIT_B16 = DualEncoderSpec(
+    image=vision_spec(
+        image_size=(224, 224), patch_size=16, hidden_size=768, layers=12, heads=12, mlp_size=3072
+    ),
+    text=ClipTextSpec(
+        vocab_size=1000,
+        hidden_size=512,
+        layers=1,  # Prompts are encoded once, before anything is timed.
+        heads=8,
+        mlp_size=2048,
+        max_positions=77,
+        end_token=999,
+    ),
+    embedding_dim=512,
+    pooling="class",
+    pool_padding=False,
+    mlm=False,
+    temperature="learned",
+    logit_scale=100.0,
+)
+
+
+def random_params(seed: int):
+    """Returns parameters of the size that training gives them."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: (0.02 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
+        specs.abstract_params(VIT_B16),
+    )
+
+
+def torch_scorer(params, features: np.ndarray, where: scorer.Layout):
+    """Returns the same scorer in PyTorch, from the exported weights."""
+    import torch
+    from transformers import CLIPModel
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = tokenization.load("examples/tokenizer")
+        pytorch.export(directory, spec=VIT_B16, params=params, tokenizer=tokenizer, text_length=77)
+        model = CLIPModel.from_pretrained(directory).eval()
+    prompts, scale = torch.tensor(features), model.logit_scale.exp()
+    mean = torch.tensor(VIT_B16.image.mean).reshape(1, 3, 1, 1)
+    std = torch.tensor(VIT_B16.image.std).reshape(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def score(images: np.ndarray) -> np.ndarray:
+        pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        embedding = model.get_image_features(pixel_values=pixels).pooler_output
+        logits = scale * torch.nn.functional.normalize(embedding, dim=-1) @ prompts.T
+        indices = []
+        for part, required, phrases in zip(
+            logits.split(where.sizes, dim=1), where.required, where.phrases, strict=True
+        ):
+            surety, winner = part.softmax(dim=1).max(dim=1)
+            kept = (winner < phrases) & (surety > scorer.THRESHOLD)
+            indices.append(winner if required else torch.where(kept, winner, -1))
+        return torch.stack(indices, dim=1).numpy()
+
+    return score
+
+
+def seconds(function, *arguments) -> float:
+    """Times one call."""
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def compare(batch_size: int, rounds: int) -> dict[str, float]:
+    """Times both scorers in turn."""
+    rng, words = np.random.default_rng(0), lexicon.english()
+    where, params = scorer.layout(words.sets), random_params(0)
+    features = rng.normal(size=(sum(where.sizes), VIT_B16.embedding_dim)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    images = rng.integers(256, size=(batch_size, 224, 224, 3), dtype=np.uint8)
+    theirs = torch_scorer(params, features, where)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    compiled = scorer.make_scorer(DualEncoder(VIT_B16), where, mesh)
+    placed, prompts = jax.tree.map(jnp.asarray, params), jnp.asarray(features)
+
+    def ours(images):
+        return np.asarray(compiled(placed, prompts, images)[0])
+
+    same = float((ours(images) == theirs(images)).mean())
+    times = [(seconds(ours, images), seconds(theirs, images)) for _ in range(rounds)]
+    mine, peer = np.median(times, axis=0)
+    return {
+        "ours_images_per_s": batch_size / mine,
+        "torch_images_per_s": batch_size / peer,
+        "ratio": peer / mine,
+        "same_choices": same,
+    }
+
+
+def input_rate(folder: str, batch_size: int) -> float:
+    """Returns images a second of the captioner's input pipeline, without any scoring."""
+    with tempfile.TemporaryDirectory() as workdir:
+        source = sources.open_source(folder, Path(workdir))
+        load = runner.LoadImages(source, 224, 224, batch_size, stop=True)
+        whole = source.size // batch_size
+        batches = [range(i * batch_size, (i + 1) * batch_size) for i in range(whole)]
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+        loaded = iter(grain.MapDataset.source(batches).map(load).to_iter_dataset(options))
+        started = time.perf_counter()
+        for _ in loaded:
+            pass
+        loaded.close()
+        return whole * batch_size / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    if JEMALLOC and "LD_PRELOAD" not in os.environ:
+        os.environ.update(LD_PRELOAD=JEMALLOC, MALLOC_CONF="dirty_decay_ms:-1,muzzy_decay_ms:-1")
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", default="examples/pedestrians/imgs")
+    flags = parser.parse_args()
+    result = compare(flags.batch_size, flags.rounds)
+    result["input_images_per_s"] = input_rate(flags.images, flags.batch_size)
+    result["allocator"] = "jemalloc" if JEMALLOC else "the system's"
+    print(json.dumps(result, indent=1))
