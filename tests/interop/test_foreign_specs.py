@@ -378,6 +378,14 @@ def test_timm():
     assert spec.mean == (0.485, 0.456, 0.406)
 
 
+def test_timm_says_null_for_what_it_leaves_out():
+    nothing = {"model_args": None, "pretrained_cfg": None}
+    assert timm(shapes(), nothing) == timm(shapes())
+    for name in nothing:
+        with pytest.raises(ConversionError, match=rf"{name}=\[1\], where an object"):
+            timm(shapes(), {name: [1]})
+
+
 def test_timm_variants_that_a_configuration_tells():
     pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     for config in ({"pretrained_cfg": pixels}, pixels):

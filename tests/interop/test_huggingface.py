@@ -1,12 +1,16 @@
 """Foreign weights as a whole: what does not fit is listed, and what lies beside them is used."""
 
+import contextlib
 import json
+import re
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import serialization
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from unipt_jax.core.errors import ConversionError
@@ -203,17 +207,22 @@ def test_a_long_list_is_cut(weights, tmp_path):
     assert "and 22 more" in told
 
 
-def test_what_may_be_missing_or_unused_is_named(weights, tmp_path):
+def test_what_may_be_missing_is_named(weights, tmp_path):
     weights = {name: weight for name, weight in weights.items() if not name.startswith("cls.")}
-    weights["adapter.down.weight"] = weights["adapters"] = np.zeros(3, np.float32)
     directory = write(tmp_path, weights)
-    assert "mlm_head/bias" in message(directory, allow_unused=("adapter", "adapters"))
-    assert "adapters" in message(directory, allow_missing=("mlm_head",), allow_unused=("adapter",))
-    assert "mlm_head" in message(directory, allow_missing=("mlm",), allow_unused=("adapter",))
-    pretrained = huggingface.load(
-        directory, allow_missing=("mlm_head",), allow_unused=("adapter", "adapters")
-    )
-    assert set(pretrained.params) == {"text_encoder"}
+    assert "mlm_head/bias" in message(directory)
+    assert "mlm_head" in message(directory, allow_missing=("mlm",))
+    assert set(huggingface.load(directory, allow_missing=("mlm_head",)).params) == {"text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(np.float32, np.nan), (ml_dtypes.bfloat16, np.inf), (np.float64, 1e300)]
+)
+def test_weights_that_are_no_finite_numbers(dtype, value, weights, tmp_path):
+    name = "bert.encoder.layer.1.output.dense.bias"
+    weights[name] = np.array([value, *np.zeros(7)], dtype)
+    told = message(write(tmp_path, weights))
+    assert told.endswith(f"infinite, not a number or beyond float32: {name}")
 
 
 def test_a_part_that_may_be_missing_is_whole_if_it_is_there(weights, tmp_path):
@@ -312,3 +321,164 @@ def test_old_files_carry_positions(clip_directory):
         weights[f"{side}.embeddings.position_ids"] = np.arange(length)[None]
     save_file(weights, file)
     assert_equal(huggingface.load(str(clip_directory)).params, want)
+
+
+# ------------------------------------------------------------------------ what nobody would write
+
+
+def edited(directory, file, keys, value):
+    """Puts `value` at a path of keys in a JSON file, which need not be there."""
+    path = directory / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    node = content
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+    node[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "fault"),
+    [
+        (CONFIG, "model_type", ["clip"], r"\['clip'\] is not supported"),
+        (CONFIG, "projection_dim", None, "embedding_dim"),
+        (CONFIG, "projection_dim", 0, "embedding_dim=0 is not"),
+        (CONFIG, "vision_config", [], "vision_config"),
+        (CONFIG, "vision_config/image_size", [9], r"\[9\] is no size"),
+        (CONFIG, "vision_config/image_size", [9, 9, 9], r"\[9, 9, 9\] is no size"),
+        (CONFIG, "vision_config/image_size", -9, r"image_size=\(-9, -9\) is not"),
+        (CONFIG, "vision_config/image_size", {"height": 9}, "is no size|image_size"),
+        (CONFIG, "vision_config/patch_size", [3], r"\[3\] is no size"),
+        (CONFIG, "vision_config/patch_size", 0, "patch_size=0 is not"),
+        (CONFIG, "vision_config/hidden_size", 0, "hidden_size=0 is not"),
+        (CONFIG, "vision_config/hidden_size", -8, "hidden_size=-8 is not"),
+        (CONFIG, "vision_config/num_attention_heads", 0, "heads=0 is not|by zero"),
+        (CONFIG, "vision_config/num_hidden_layers", -1, "layers=-1 is not"),
+        (CONFIG, "vision_config/layer_norm_eps", -1.0, r"layer_norm_eps=-1\.0 is not"),
+        (CONFIG, "vision_config/hidden_act", ["gelu"], "hidden_act"),
+        (CONFIG, "vision_config/num_channels", None, "num_channels"),
+        (CONFIG, "text_config/eos_token_id", [1, 2], "end_token"),
+        (CONFIG, "text_config/eos_token_id", "18", "end_token|eos_token_id"),
+        (CONFIG, "text_config/eos_token_id", 99, "end_token=99"),
+        (CONFIG, "text_config/max_position_embeddings", 0, "max_positions=0 is not"),
+        (PROCESSOR, "rescale_factor", None, "multiplies pixels by None"),
+        (PROCESSOR, "rescale_factor", "x", "multiplies pixels by 'x'"),
+        (PROCESSOR, "image_mean", ["a", "b", "c"], "mean=.*three numbers"),
+        (PROCESSOR, "image_mean", [None] * 3, "mean=.*three numbers"),
+        (PROCESSOR, "image_mean", [float("nan")] * 3, "mean=.*numbers from 0 on"),
+        (PROCESSOR, "image_std", [0, 0.5, 0.5], "std=.*numbers above 0"),
+        ("processor_config.json", "image_processor", [1], "image_processor=.* object"),
+        ("vocab.json", "<|endoftext|>", "x", r"vocab\.json: <\|endoftext\|> has the id 'x'"),
+    ],
+)
+def test_a_value_that_nobody_would_write(file, keys, value, fault, clip_directory):
+    edited(clip_directory, file, keys.split("/"), value)
+    told = message(str(clip_directory))
+    assert told.startswith(str(clip_directory))
+    assert re.search(fault, told), told
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        (CONFIG, "text_config/eos_token_id", [18]),
+        (CONFIG, "text_config/eos_token_id", None),  # The highest id, as in old configurations.
+        ("processor_config.json", "image_processor", None),
+    ],
+)
+def test_values_that_mean_the_usual(file, keys, value, clip_directory):
+    want = huggingface.load(str(clip_directory)).spec
+    edited(clip_directory, file, keys.split("/"), value)
+    assert huggingface.load(str(clip_directory)).spec == want
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "fault"),
+    [
+        ("type_vocab_size", 0, "type_vocab_size=0 is not"),
+        ("hidden_dropout_prob", -0.5, "dropout=-0.5 is not"),
+        ("hidden_dropout_prob", 1.0, "dropout=1.0 is not in"),
+        ("vocab_size", 10**30, "describes no model|vocab_size"),
+    ],
+)
+def test_a_value_that_nobody_would_write_for_bert(keys, value, fault, weights, tmp_path):
+    told = message(write(tmp_path, weights, {**BERT_CONFIG, keys: value}))
+    assert re.search(fault, told), told
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "fault"),
+    [
+        ("model_cfg", [1], "model_cfg=.* object"),
+        ("model_cfg/vision_cfg", None, "do not fit"),  # As if it were not there.
+        ("model_cfg/vision_cfg", "x", "vision_cfg='x', where an object"),
+        ("model_cfg/vision_cfg/head_width", 0, "describes no model: .*by zero"),
+        ("model_cfg/vision_cfg/head_width", -4, "heads=-2 is not"),
+        ("model_cfg/vision_cfg/width", "8", "describes no model"),
+        ("model_cfg/vision_cfg/image_size", [9], r"\[9\] is no size"),
+        ("model_cfg/text_cfg/vocab_size", None, "describes no model"),
+        ("model_cfg/embed_dim", None, "embedding_dim"),
+        ("preprocess_cfg", [1], "preprocess_cfg=.* object"),
+    ],
+)
+def test_a_value_that_nobody_would_write_for_open_clip(keys, value, fault, tmp_path):
+    save_file(
+        names.from_flax(random_params(CLIP), names.OPENAI_CLIP),
+        tmp_path / "open_clip_model.safetensors",
+    )
+    tower = {"width": 8, "layers": 1, "mlp_ratio": 1.5}
+    image = {**tower, "image_size": [6, 9], "patch_size": 3, "head_width": 4}
+    text = {**tower, "vocab_size": 19, "context_length": 6, "heads": 2}
+    model = {"embed_dim": 8, "vision_cfg": image, "text_cfg": text}
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps({"model_cfg": model}))
+    assert huggingface.load(str(tmp_path)).spec.image.image_size == (6, 9)
+    edited(tmp_path, config.name, keys.split("/"), value)
+    told = message(str(tmp_path))
+    assert re.search(fault, told), told
+
+
+SMALL = st.integers(-5, 40)  # A large number of layers is slow, but no mistake.
+VALUES = st.recursive(
+    st.none() | st.booleans() | SMALL | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+KEYS = [
+    *["model_type", "projection_dim", "vision_config", "text_config"],
+    *[
+        f"{tower}/{key}"
+        for tower in ("vision_config", "text_config")
+        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
+    ],
+    *["vision_config/image_size", "vision_config/patch_size", "vision_config/hidden_act"],
+    *["text_config/vocab_size", "text_config/eos_token_id", "text_config/intermediate_size"],
+    *["text_config/max_position_embeddings", "vision_config/num_channels"],
+]
+
+
+PIXELS = ["rescale_factor", "do_rescale", "do_normalize", "image_mean", "image_std"]
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    config=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2),
+    processor=st.dictionaries(st.sampled_from(PIXELS), VALUES, max_size=2),
+)
+def test_any_value_is_read_or_refused_in_one_line(config, processor, clip_directory):
+    original = (clip_directory / CONFIG).read_text()
+    for file, values in ((CONFIG, config), (PROCESSOR, processor)):
+        for keys in sorted(values):  # A tower comes before what is in it.
+            with contextlib.suppress(TypeError, AttributeError):  # It may be no object any more.
+                edited(clip_directory, file, keys.split("/"), values[keys])
+    try:
+        huggingface.load(str(clip_directory))
+    except ConversionError as error:
+        assert "\n" not in str(error)
+    (clip_directory / CONFIG).write_text(original)
+    (clip_directory / PROCESSOR).unlink(missing_ok=True)

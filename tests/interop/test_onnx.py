@@ -82,7 +82,9 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
     ):
         with monkeypatch.context() as patch:
             patch.setattr(onnx, part, wrong)
-            with pytest.raises(ConversionError, match=rf"^{file} gives embeddings that differ"):
+            with pytest.raises(
+                ConversionError, match=rf"^{file} gives embeddings that differ.*--overwrite"
+            ):
                 export(tmp_path, "vit_bert")
         assert not list(tmp_path.iterdir())
 
@@ -102,7 +104,7 @@ def test_an_encoder_beyond_two_gibibytes_is_refused():
     params = noise(UNIPT)
     # A view: it takes no memory.
     params["text_encoder"]["word_embeddings"] = np.broadcast_to(np.float32(0), (2**20, 512))
-    with pytest.raises(ConversionError, match=r"the text encoder has 2\.0 GiB .*onnx=False"):
+    with pytest.raises(ConversionError, match=r"the text encoder has 2\.0 GiB .*without .*onnx"):
         onnx.check(params)
 
 

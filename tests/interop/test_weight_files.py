@@ -1,10 +1,12 @@
 """Files of weights: every format, which one is read, and what is said of a damaged one."""
 
+import importlib.util
 import json
 import os
 import pickle
 import shutil
 import sys
+import zipfile
 
 import huggingface_hub
 import ml_dtypes
@@ -141,7 +143,18 @@ def test_parts(name, tmp_path):
     assert_refused(tmp_path, rf"lacks {parts[0]}, {parts[1]}")
 
 
-@pytest.mark.parametrize(("text", "fault"), [("{", "not JSON"), ("[]", "object"), ("{}", "weight")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "not JSON"),
+        ("[]", "object"),
+        ("{}", "no weight_map"),
+        ('{"weight_map": {}}', "no weight_map"),
+        ('{"weight_map": ["x"]}', "no weight_map"),
+        ('{"weight_map": {"a": ["x"]}}', r"\['x'\] in weight_map names no file"),
+        ('{"weight_map": {"a": null}}', "None in weight_map names no file"),
+    ],
+)
 def test_a_damaged_index(text, fault, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert_refused(tmp_path, fault)
@@ -189,6 +202,28 @@ def test_types_that_numpy_has_not(tmp_path):
     assert_refused(path, "float8")
 
 
+def _quantized(torch):
+    return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda torch: torch.zeros(2).to(torch.float8_e4m3fn),
+        lambda torch: torch.eye(2).to_sparse(),
+        lambda torch: torch.zeros(2, device="meta"),
+        _quantized,
+    ],
+    ids=["float8", "sparse", "meta", "quantised"],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's, about what it will drop.
+def test_tensors_that_are_no_arrays(make, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(2), "odd.weight": make(torch)}, path)
+    assert_refused(path, "odd.weight is no array of numbers|damaged|Python objects")
+
+
 class Intruder:
     """Pickled, a call of `os.mkdir`."""
 
@@ -220,6 +255,7 @@ def test_code_in_a_pickle_never_runs(how, tmp_path):
     [
         ({"net": {"a": 1}, "epoch": 3}, "net, epoch"),
         ({"state_dict": {}}, "no weights"),
+        ({0: 1, 1: 2}, "more than weights by name: 0, 1"),
         ([1, 2], "no weights"),
     ],
 )
@@ -235,7 +271,137 @@ def test_reading_torch_without_torch(tmp_path, monkeypatch):
     assert_refused(tmp_path / "pytorch_model.bin", "needs PyTorch; install torch, or save .*safete")
 
 
+# ------------------------------------------------------------------------- TorchScript archives
+
+
+@pytest.fixture
+def scripted():
+    torch = pytest.importorskip("torch")
+
+    class Part(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 2).half()
+            self.register_buffer("count", torch.tensor(9))
+            self.register_buffer("mask", torch.tensor([True, False]))
+
+    class Whole(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = torch.nn.ModuleList([Part(), Part()])
+            self.conv = torch.nn.Conv2d(2, 3, 2)  # With lists among its attributes.
+            self.table = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4).T)  # Not contiguous.
+            self.short = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+            self.view = torch.nn.Parameter(torch.arange(6.0)[2:4])
+            self.shared = self.parts[0].linear
+            self.size, self.nothing = 3, None
+
+    return torch.jit.script(Whole())
+
+
+def test_a_torchscript_archive_is_read_to_its_state_dict(scripted, tmp_path, monkeypatch):
+    tensors = dict(scripted.state_dict())
+    short = tensors.pop("short").float().numpy().astype(ml_dtypes.bfloat16)
+    want = {name: tensor.numpy() for name, tensor in tensors.items()} | {"short": short}
+    scripted.save(str(tmp_path / "model.pt"))
+    monkeypatch.setitem(sys.modules, "torch", None)  # Nothing of it runs.
+    assert_weights(load(tmp_path / "model.pt"), want)
+    assert {"parts.1.linear.weight", "parts.0.count", "shared.bias", "table"} <= want.keys()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_torchscript_archive_cut_short(share, scripted, tmp_path):
+    path = tmp_path / "model.pt"
+    scripted.save(str(path))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert_refused(path, "damaged")
+
+
+def repacked(path, old, new):
+    """Replaces bytes in an archive's pickle."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    (pickled,) = (name for name in content if name.endswith("/data.pkl"))
+    assert old in content[pickled]
+    content[pickled] = content[pickled].replace(old, new)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def test_a_program_in_torchscript_never_runs(tmp_path):
+    """P17: reading a module with PyTorch runs its `__setstate__`, which can write files."""
+    torch = pytest.importorskip("torch")
+    trace, path = tmp_path / "ran", tmp_path / "ViT-B-32.pt"
+    # TorchScript needs the source in a file, and takes no values from around it.
+    (tmp_path / "intruder.py").write_text(
+        f"""import torch
+class Intruder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(2))
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.w, self.training)
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        self.w = state[0]
+        self.training = state[1]
+        x = torch.from_file({str(trace)!r}, True, 4)
+        self.w = state[0] + x.sum()
+"""
+    )
+    spec = importlib.util.spec_from_file_location("intruder", tmp_path / "intruder.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.jit.script(module.Intruder()).save(str(path))
+    trace.unlink(missing_ok=True)
+    assert_refused(path, "restored by a program.*safetensors|never executed")
+    assert not trace.exists()
+    torch.jit.load(str(path))
+    assert trace.exists()  # It would have run.
+
+
+def test_python_in_torchscript_never_runs(scripted, tmp_path):
+    path = tmp_path / "model.pt"
+    scripted.save(str(path))
+    repacked(path, b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nmkdir\n")
+    assert_refused(path, r"never executed \(os\.mkdir is not allowed\)")
+
+
+def test_a_tensor_in_torchscript_stays_within_its_bytes(scripted, tmp_path):
+    path = tmp_path / "model.pt"
+    scripted.save(str(path))
+    # The shape of the table, which begins its storage of 12 numbers.
+    repacked(path, b"(K\x04K\x03t", b"(K\x04K\x63t")
+    assert_refused(path, "damaged")
+
+
 # -------------------------------------------------------------------------- names without files
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_what_only_has_the_name_of_a_file_is_not_passed_over(kind, name, tmp_path):
+    """A pruned cache of the hub: other weights lie beside the link, and are not read for it."""
+    WRITERS["flax_model.msgpack"](tmp_path / "flax_model.msgpack")
+    if kind == "link":
+        (tmp_path / name).symlink_to(tmp_path / "blobs")
+    else:
+        (tmp_path / name).mkdir()
+    assert_refused(tmp_path, f"{name} is a dangling link or no file; fetch it again")
+
+
+def test_a_part_that_is_a_dangling_link(tmp_path):
+    parts = write_parts(tmp_path, "model.safetensors")
+    (tmp_path / parts[1]).unlink()
+    (tmp_path / parts[1]).symlink_to(tmp_path / "blobs")
+    assert_refused(tmp_path, f"{parts[1]} is a dangling link")
+
+
+@pytest.mark.parametrize("name", ["", "http://host/model", "gs://bucket/model.safetensors"])
+def test_a_name_of_another_kind(name):
+    assert_refused(name, "is no source of weights: name a local directory")
 
 
 def test_a_directory_without_weights(tmp_path):

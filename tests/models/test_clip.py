@@ -164,9 +164,11 @@ def test_there_is_no_dropout(params):
     np.testing.assert_allclose(train(text, mask), _embed(params, text, mask), atol=1e-5)
 
 
-@pytest.mark.parametrize("end_token", [-1, V])
-def test_the_end_token_must_be_an_id(end_token):
-    with pytest.raises(ConfigError, match=f"end_token={end_token} .*vocab_size={V}"):
+@pytest.mark.parametrize(
+    ("end_token", "fault"), [(-1, "is not an integer from 0 on"), (V, f".*vocab_size={V}")]
+)
+def test_the_end_token_must_be_an_id(end_token, fault):
+    with pytest.raises(ConfigError, match=f"end_token={end_token} {fault}"):
         ClipTextSpec(V, 16, 1, 4, 32, LONGEST, end_token)
 
 

@@ -165,6 +165,42 @@ def test_unknown_and_missing_fields_are_named(path, kind):
         specs.from_dict(more)
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        ((), "embedding_dim", 0),
+        ((), "logit_scale", 0.0),
+        ((), "logit_scale", float("inf")),
+        (("image",), "image_size", [0, 4]),
+        (("image",), "patch_size", 0),
+        (("image",), "hidden_size", -16),
+        (("image",), "layers", -1),
+        (("image",), "layer_norm_eps", -1e-6),
+        (("image",), "std", [0.5, 0.0, 0.5]),
+        (("image",), "mean", [0.5, float("nan"), 0.5]),
+        (("text",), "type_vocab_size", 0),
+        (("text",), "mlp_size", 0),
+        (("text",), "max_positions", 0),
+        (("text",), "dropout", -0.1),
+    ],
+)
+def test_a_value_that_its_field_cannot_have_is_named(path, name, value):
+    values = _at(specs.to_dict(SPEC), path, lambda values: values | {name: value})
+    with pytest.raises(ConfigError, match=rf"^{name}=.* is not ") as caught:
+        specs.from_dict(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_such_values_are_named_at_once():
+    values = specs.to_dict(SPEC.image) | {"patch_size": 0, "heads": -1, "mean": [0.0, -1.0, 0.0]}
+    with pytest.raises(ConfigError) as caught:
+        specs.from_dict(values)
+    assert str(caught.value) == (
+        "patch_size=0 is not an integer above 0; heads=-1 is not an integer above 0; "
+        "mean=(0.0, -1.0, 0.0) is not 3 numbers from 0 on"
+    )
+
+
 def test_values_that_do_not_fit_together_are_refused():
     values = specs.to_dict(SPEC.text) | {"hidden_size": 10}
     with pytest.raises(ConfigError, match=r"hidden_size=10 .* heads=4"):

@@ -59,13 +59,21 @@ def assert_same(model, pretrained):
     np.testing.assert_allclose(logits, at_positions, rtol=0, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=2)
+@settings(deadline=None, max_examples=6)
 @given(references.towers())
 @example(references.tower(1e-12, "gelu"))
 @example(references.tower(1e-3, "gelu_new"))
 def test_tokens_and_logits_equal_torch(configuration):
     model = reference(configuration)
     assert_same(model, references.reload(model))
+
+
+@references.each_eps_and_activation
+def test_every_eps_and_activation(eps, activation):
+    model = reference({**references.tower(eps, activation), "num_hidden_layers": 1})
+    pretrained = references.reload(model)
+    assert pretrained.spec.layer_norm_eps == eps
+    assert_same(model, pretrained)
 
 
 # --------------------------------------------------------------------------------- old spellings

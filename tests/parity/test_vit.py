@@ -57,7 +57,7 @@ def assert_same(model, pretrained):
     np.testing.assert_allclose(have, want, rtol=0, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=2)
+@settings(deadline=None, max_examples=6)
 @given(st.sampled_from(list(KINDS)), configurations())
 @example("vit", square(1e-12, "gelu", (12, 6)))
 @example("deit", square(1e-3, "gelu_new", (3, 9)))
@@ -65,6 +65,14 @@ def assert_same(model, pretrained):
 def test_tokens_equal_torch(kind, configuration):
     model = reference(kind, configuration)
     assert_same(model, references.reload(model))
+
+
+@references.each_eps_and_activation
+def test_every_eps_and_activation(eps, activation):
+    model = reference("vit", {**square(eps, activation, 6), "num_hidden_layers": 1})
+    pretrained = references.reload(model)
+    assert pretrained.spec.layer_norm_eps == eps
+    assert_same(model, pretrained)
 
 
 @pytest.mark.parametrize(

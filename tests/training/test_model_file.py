@@ -48,3 +48,12 @@ def test_other_versions_are_named(tmp_path):
     path.write_text("{")
     with pytest.raises(DataError, match=r"model\.json"):
         model_file.read(tmp_path)
+
+
+def test_a_file_system_without_its_package_is_named(monkeypatch):
+    def missing(self):
+        raise ImportError("install gcsfs")
+
+    monkeypatch.setattr(type(model_file.epath.Path("x")), "exists", missing)
+    with pytest.raises(CheckpointError, match="somewhere cannot be reached: install gcsfs"):
+        model_file.exists("somewhere")

@@ -20,7 +20,7 @@ from unipt_jax.models.clip import ClipTextSpec
 from unipt_jax.models.dual_encoder import DualEncoderSpec
 from unipt_jax.models.vit import VisionSpec
 
-# Hugging Face's names of activations, and ours.
+# Hugging Face's names of activations, and ours. Of two for one, the last is written.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -99,12 +99,26 @@ def require_supported(config: Mapping[str, Any]) -> None:
         ConversionError: it is one that is not supported.
     """
     if "model_type" in config:
-        supported = config["model_type"] in HUGGING_FACE
+        supported = config["model_type"] in tuple(HUGGING_FACE)  # It may be no string.
     else:
         supported = re.match(r"(vit|deit)_", str(config.get("architecture", "vit_")))
     if not supported:
         kind = config.get("model_type", config.get("architecture"))
         raise ConversionError(f"{kind!r} is not supported; {_SUPPORTED}")
+
+
+def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns an object within a configuration, empty if it is absent or null.
+
+    Raises:
+        ConversionError: it is no object.
+    """
+    value = config.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConversionError(f"{name}={value!r:.50}, where an object was expected")
+    return value
 
 
 def recognise(weights: Iterable[str], config: Mapping[str, Any]) -> Architecture:
@@ -141,7 +155,10 @@ def _hugging_face_clip(described: Description) -> DualEncoderSpec:
     ]
     _refuse(faults)
     end = text.eos_token_id
-    if end == 2:  # Wrong in configurations of before transformers 4.31, which took the highest id.
+    if isinstance(end, list | tuple) and len(end) == 1:
+        (end,) = end
+    # 2 is wrong in configurations of before transformers 4.31, which took the highest id.
+    if end is None or end == 2:
         end = described.end_token
         end = _last_token(text.vocab_size) if end is None else end
     return _dual_encoder(
@@ -191,7 +208,7 @@ def _hugging_face_bert(described: Description) -> TextSpec:
 def _unipt(described: Description) -> DualEncoderSpec:
     values = described.config.get("spec")
     if not isinstance(values, Mapping):
-        raise ConversionError(f"config.json: spec={values!r} describes no model")
+        raise ConversionError(f"config.json: spec={values!r:.50} describes no model")
     spec = specs.from_dict(values)
     if not isinstance(spec, DualEncoderSpec):
         raise ConversionError(f"config.json: spec describes a {values['kind']}, no dual_encoder")
@@ -227,7 +244,7 @@ def _differences(config: Any, **supported: Iterable[Any]) -> list[str]:
     return [
         f"{name}={getattr(config, name)!r} (supported: {', '.join(map(str, values))})"
         for name, values in supported.items()
-        if hasattr(config, name) and getattr(config, name) not in values
+        if hasattr(config, name) and getattr(config, name) not in tuple(values)
     ]
 
 
@@ -245,7 +262,11 @@ def _images(config: Any) -> dict[str, Any]:
 
 def _pair(size: Any) -> tuple[int, int]:
     """Returns (height, width) of either form that configurations have."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return tuple(size)
+    if not isinstance(size, int):
+        raise ConversionError(f"{size!r:.50} is no size: one number or two expected")
+    return size, size
 
 
 def _tower(config: Any) -> dict[str, Any]:
@@ -263,9 +284,9 @@ def _pixels(described: Description, *, default: Mapping[str, Any]) -> dict[str, 
     """Returns mean and standard deviation as the image processor has them, if there is one."""
     processor = described.image_processor
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
         raise ConversionError(
-            f"the image processor multiplies pixels by {factor}; only 1/255 is supported"
+            f"the image processor multiplies pixels by {factor!r:.50}; only 1/255 is supported"
         )
     if not processor.get("do_normalize", True):
         return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -275,9 +296,10 @@ def _pixels(described: Description, *, default: Mapping[str, Any]) -> dict[str, 
 def _channels(mean: Any, std: Any, default: Mapping[str, Any]) -> dict[str, Any]:
     values = {"mean": mean or default["mean"], "std": std or default["std"]}
     for name, value in values.items():
-        if not isinstance(value, list | tuple) or len(value) != 3:
+        numbers = isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value)
+        if not numbers or len(value) != 3:
             raise ConversionError(f"{name}={value!r} of pixels: three numbers expected")
-    return {name: tuple(float(number) for number in value) for name, value in values.items()}
+    return {name: tuple(map(float, value)) for name, value in values.items()}
 
 
 def _last_token(vocab_size: int) -> int:
@@ -311,15 +333,15 @@ def _open_clip(described: Description) -> DualEncoderSpec:
     config = described.open_clip_config
     if not config:
         return _openai(described)
-    model = config.get("model_cfg", {})
-    given = {"vision_cfg": model.get("vision_cfg", {}), "text_cfg": model.get("text_cfg", {})}
+    model = section(config, "model_cfg")
+    given = {name: section(model, name) for name in ("vision_cfg", "text_cfg")}
     known = {"vision_cfg": _OPEN_CLIP_IMAGE, "text_cfg": _OPEN_CLIP_TEXT}
     faults = [f"model_cfg.{key}" for key in model if key not in _OPEN_CLIP_MODEL]
     faults += [f"{name}.{key}" for name in given for key in given[name] if key not in known[name]]
     _refuse([f"open_clip_config.json has {', '.join(faults)}"] if faults else [])
     image, text = ({**known[name], **given[name]} for name in known)
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    pixels = config.get("preprocess_cfg", {})
+    pixels = section(config, "preprocess_cfg")
     return _dual_encoder(
         clip.vision_spec(
             image_size=_pair(image["image_size"]),
@@ -376,9 +398,9 @@ def _openai(described: Description) -> DualEncoderSpec:
 
 def _timm(described: Description) -> VisionSpec:
     distilled = "image_encoder/distillation_token" in described.params
-    arguments = set(described.config.get("model_args", {})) - {"img_size", "num_classes"}
+    arguments = set(section(described.config, "model_args")) - {"img_size", "num_classes"}
     _refuse([f"config.json has model_args.{name}" for name in sorted(arguments)])
-    pixels = described.config.get("pretrained_cfg", described.config)
+    pixels = section(described.config, "pretrained_cfg") or described.config
     default = _IMAGENET if distilled else _HALF
     return VisionSpec(
         **_seen_image(described, prefix=1 + distilled),

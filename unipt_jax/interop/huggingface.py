@@ -45,7 +45,6 @@ def load(
     *,
     activation: str = "",
     allow_missing: Sequence[str] = (),
-    allow_unused: Sequence[str] = (),
 ) -> Pretrained:
     """Reads weights of Hugging Face (CLIP, ViT, DeiT, BERT, UniPT), timm, OpenAI or open_clip.
 
@@ -57,7 +56,6 @@ def load(
         activation: the MLPs' activation; only for weights of open_clip without a configuration,
             which do not tell. Given for others, it must be theirs.
         allow_missing: parts of the parameters, such as `mlm_head`, that may be absent as a whole.
-        allow_unused: names of weights, or of groups of them, that the model has no place for.
 
     Raises:
         ConversionError: the weights cannot be read, are of an architecture that is not supported,
@@ -72,10 +70,11 @@ def load(
     with _naming(source):
         architecture = foreign_specs.recognise(weights, config)
         converted = names.to_flax(weights, architecture.table)
-        described = _describe(place.directory, config, weights, converted.params, activation)
-        spec = architecture.spec(described)
+        spec, model = _describe(
+            architecture, place.directory, config, weights, converted.params, activation
+        )
         _require_activation(spec, activation)
-        params = _fit(converted, specs.abstract_params(spec), allow_missing, allow_unused)
+        params = _fit(converted, model, allow_missing)
         return Pretrained(spec, params, place.directory, _text_length(spec, config))
 
 
@@ -89,21 +88,23 @@ def _naming(source: str) -> Iterator[None]:
 
 
 def _optional_json(path: epath.Path) -> dict[str, Any]:
-    return weight_files.read_json(path) if path.exists() else {}
+    return weight_files.read_json(path) if weight_files.is_present(path) else {}
 
 
 def _describe(
+    architecture: foreign_specs.Architecture,
     directory: epath.Path,
     config: Mapping[str, Any],
     weights: Mapping[str, np.ndarray],
     params: Mapping[str, np.ndarray],
     activation: str,
-) -> foreign_specs.Description:
-    """Reads what lies beside the weights."""
+) -> tuple[specs.Spec, Any]:
+    """Returns the model and its parameters' shapes, as what lies beside the weights tells."""
     processor = _optional_json(directory / "preprocessor_config.json")
     if not processor:  # transformers 5 may keep it with the rest.
-        processor = _optional_json(directory / "processor_config.json").get("image_processor", {})
-    return foreign_specs.Description(
+        rest = _optional_json(directory / "processor_config.json")
+        processor = foreign_specs.section(rest, "image_processor")
+    described = foreign_specs.Description(
         config=config,
         open_clip_config=_optional_json(directory / "open_clip_config.json"),
         image_processor=processor,
@@ -112,19 +113,31 @@ def _describe(
         params=params,
         activation=activation,
     )
+    try:
+        spec = architecture.spec(described)
+        return spec, specs.abstract_params(spec)
+    # JSON may have any value anywhere; what none of the checks foresaw fails in one of these ways.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConversionError(
+            f"what lies beside the weights describes no model: {weight_files.one_line(error)}"
+        ) from error
 
 
 def _end_token(directory: epath.Path) -> int | None:
     file = directory / "tokenizer.json"
-    if file.exists():
+    if weight_files.is_present(file):
         try:
             ids = tokenizers.Tokenizer.from_str(file.read_text()).get_vocab()
         except Exception as error:  # The library raises bare ones.
             message = weight_files.one_line(error)
             raise ConversionError(f"{file} is no tokenizer: {message}") from error
     else:
-        ids = _optional_json(directory / "vocab.json")
-    return next((ids[token] for token in ROLES["end"] if token in ids), None)
+        file = directory / "vocab.json"
+        ids = _optional_json(file)
+    end = next((token for token in ROLES["end"] if token in ids), None)
+    if end is not None and not isinstance(ids[end], int):
+        raise ConversionError(f"{file}: {end} has the id {ids[end]!r:.50}, which is no integer")
+    return None if end is None else ids[end]
 
 
 def _require_activation(spec: specs.Spec, activation: str) -> None:
@@ -151,45 +164,42 @@ def _text_length(spec: specs.Spec, config: Mapping[str, Any]) -> int:
     return length
 
 
-def _fit(
-    converted: names.Converted,
-    model: Any,
-    allow_missing: Sequence[str],
-    allow_unused: Sequence[str],
-) -> dict[str, Any]:
+def _fit(converted: names.Converted, model: Any, allow_missing: Sequence[str]) -> dict[str, Any]:
     """Returns the nested float32 parameters of `model`, a tree of shapes, or lists what differs."""
     want, have = trees.flatten(model), converted.params
     unused = [*converted.unused, *(converted.origins[path] for path in have if path not in want)]
-    # Once each, though query, key and value may come from one.
-    unused = [name for name in dict.fromkeys(unused) if not _within(name, allow_unused, ".")]
-    absent = [part for part in allow_missing if not any(_within(p, [part], "/") for p in have)]
-    missing = [path for path in want if path not in have and not _within(path, absent, "/")]
+    absent = [part for part in allow_missing if not any(_within(p, [part]) for p in have)]
+    missing = [path for path in want if path not in have and not _within(path, absent)]
     both = [path for path in want if path in have]
     shapes = [
         f"{converted.origins[path]} has {have[path].shape} and not {want[path].shape}, as {path}"
         for path in both
         if have[path].shape != want[path].shape
     ]
+    # NumPy's own test would not know bfloat16.
+    numbers = [path for path in both if jnp.issubdtype(have[path].dtype, jnp.floating)]
     types = [
-        f"{converted.origins[path]} is {have[path].dtype}"
-        for path in both
-        if not jnp.issubdtype(have[path].dtype, jnp.floating)  # NumPy's would not know bfloat16.
+        f"{converted.origins[path]} is {have[path].dtype}" for path in both if path not in numbers
     ]
+    with np.errstate(over="ignore"):
+        leaves = {path: np.asarray(have[path], np.float32) for path in numbers}
+    broken = [converted.origins[path] for path in numbers if not np.isfinite(leaves[path]).all()]
     faults = [
         *_listed("contradictory", converted.faults),
-        *_listed("weights without a place", unused),
+        # Once each, though query, key and value may come from one.
+        *_listed("weights without a place", list(dict.fromkeys(unused))),
         *_listed("parameters without a weight", missing),
         *_listed("other shapes", shapes),
         *_listed("no floating-point numbers", types),
+        *_listed("infinite, not a number or beyond float32", list(dict.fromkeys(broken))),
     ]
     if faults:
         raise ConversionError(f"the weights do not fit the model; {'; '.join(faults)}")
-    leaves = {tuple(path.split("/")): np.asarray(have[path], np.float32) for path in both}
-    return traverse_util.unflatten_dict(leaves)
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def _within(name: str, groups: Iterable[str], separator: str) -> bool:
-    return any(name == group or name.startswith(group + separator) for group in groups)
+def _within(path: str, groups: Iterable[str]) -> bool:
+    return any(path == group or path.startswith(f"{group}/") for group in groups)
 
 
 def _listed(title: str, items: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def check(params: Any) -> None:
         if size >= _LARGEST_FILE:
             raise ConversionError(
                 f"the {side} encoder has {size / 2**30:.1f} GiB of parameters, but an ONNX file "
-                "holds 2 GiB at most; export with --config.onnx=False"
+                "holds 2 GiB at most; export without --config.onnx"
             )
 
 
@@ -103,7 +103,8 @@ def export(
         if not gap <= TOLERANCE:
             raise ConversionError(
                 f"{file} gives embeddings that differ from the model's by {gap:.1e} (at most "
-                f"{TOLERANCE} is allowed); please report this, and export with --config.onnx=False"
+                f"{TOLERANCE} is allowed); please report this, and export again without "
+                "--config.onnx and with --overwrite"
             )
         difference = max(difference, gap)
     for file, content in files.items():

@@ -16,7 +16,7 @@ from etils import epath
 from unipt_jax.core.errors import ConversionError
 from unipt_jax.core.files import CONFIG_FILE, write_bytes, write_json
 from unipt_jax.data.tokenization import Tokenizer
-from unipt_jax.interop import names
+from unipt_jax.interop import foreign_specs, names
 from unipt_jax.models import specs
 from unipt_jax.models.clip import ClipTextSpec
 from unipt_jax.models.dual_encoder import DualEncoderSpec
@@ -27,8 +27,8 @@ MODELING = Path(__file__).with_name("modeling_unipt.py")
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
-# Transformers' names of the activations.
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+# Transformers' names of the activations, by ours.
+ACTIVATIONS = {ours: theirs for theirs, ours in foreign_specs.ACTIVATIONS.items()}
 
 # Transformers' CLIP takes a configuration with this end token for an old, wrong one, and reads
 # a text at its largest id instead.

@@ -4,9 +4,9 @@ Weights are data: nothing that a file holds is ever executed.
 """
 
 import dataclasses
+import os
 import pickle
 import re
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from huggingface_hub import errors as hub_errors
 
 from unipt_jax.core import files, trees
 from unipt_jax.core.errors import ConversionError, DataError
+from unipt_jax.interop import torchscript
 
 # What a directory may hold, best first; beside each file may stand its index, `<file>.index.json`,
 # that names the parts in which the weights come.
@@ -68,12 +69,18 @@ def locate(name: str) -> Source:
     Of the hub's model only what describes the weights is fetched.
 
     Raises:
-        ConversionError: there is nothing of that name, or the hub cannot be reached.
+        ConversionError: there is nothing of that name, or the hub cannot be reached; or the name
+            is empty or a URL.
     """
+    if not name or "://" in name:
+        raise ConversionError(
+            f"{name!r} is no source of weights: name a local directory or file, or a model on the "
+            "Hugging Face hub, such as openai/clip-vit-base-patch16"
+        )
     path = epath.Path(name)
     if path.is_dir():
         return Source(path)
-    if path.exists():
+    if is_present(path):
         if path.suffix not in SUFFIXES:
             raise ConversionError(
                 f"{path} is no file of weights; its name ends in none of {', '.join(SUFFIXES)}"
@@ -96,10 +103,10 @@ def find(source: Source) -> list[epath.Path]:
         if source.hub:
             stem, suffix = name.rsplit(".", 1)
             _fetch(source.hub, [name, f"{name}.index.json", f"{stem}-*.{suffix}"])
-        if (source.directory / name).exists():
+        if is_present(source.directory / name):
             return [source.directory / name]
         index = source.directory / f"{name}.index.json"
-        if index.exists():
+        if is_present(index):
             return _parts(index)
     raise ConversionError(
         f"{source.hub or source.directory} holds no weights: looked for {', '.join(FORMATS)}"
@@ -121,11 +128,25 @@ def read(paths: Sequence[epath.Path]) -> dict[str, np.ndarray]:
             weights.update(_read_safetensors(path))
         elif path.suffix == ".msgpack":
             weights.update(_read_msgpack(path))
+        elif torchscript.is_archive(path):
+            weights.update(_read_torchscript(path))
         else:
             weights.update(_read_torch(path))
     if not weights:
         raise ConversionError(f"{', '.join(map(str, paths))}: no weights are in there")
     return weights
+
+
+def is_present(path: epath.Path) -> bool:
+    """Tells whether a file is there.
+
+    Raises:
+        ConversionError: its name is, but no file. A pruned cache of the hub has such links, and
+            taking them for absent files would read something else in their place.
+    """
+    if os.path.lexists(path) and not path.is_file():
+        raise ConversionError(f"{path} is a dangling link or no file; fetch it again")
+    return path.is_file()
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -161,10 +182,15 @@ def _fetch(name: str, patterns: list[str]) -> epath.Path:
 
 def _parts(index: epath.Path) -> list[epath.Path]:
     parts = read_json(index).get("weight_map")
-    if not isinstance(parts, dict):
-        raise ConversionError(f"{index}: no weight_map, which says what part holds which weight")
-    paths = [index.parent / str(name) for name in sorted(set(parts.values()))]
-    missing = [path.name for path in paths if not path.exists()]
+    if not isinstance(parts, dict) or not parts:
+        raise ConversionError(
+            f"{index}: no weight_map, which says what part holds which weight; fetch it again"
+        )
+    strange = [value for value in parts.values() if not isinstance(value, str)]
+    if strange:
+        raise ConversionError(f"{index}: {strange[0]!r:.50} in weight_map names no file")
+    paths = [index.parent / name for name in sorted(set(parts.values()))]
+    missing = [path.name for path in paths if not is_present(path)]
     if missing:
         raise ConversionError(
             f"{index.parent} lacks {', '.join(missing)} of {len(paths)} parts; fetch it again"
@@ -205,6 +231,18 @@ def _read_msgpack(path: epath.Path) -> dict[str, np.ndarray]:
     return weights
 
 
+def _read_torchscript(path: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        return torchscript.read(path)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path} is damaged, or its weights are not to be had without its programs, which are "
+            f"never executed ({one_line(error)}); save its state dict alone, as safetensors"
+        ) from error
+    except Exception as error:  # Of zipfile, pickle and NumPy.
+        raise _damaged(path, error) from error
+
+
 def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
     try:
         import torch
@@ -213,11 +251,7 @@ def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
             f"{path}: reading it needs PyTorch; install torch, or save the weights as safetensors"
         ) from None
     try:
-        # OpenAI released TorchScript archives, whose programs stay unused: TorchScript, no Python.
-        if _is_torchscript(path):
-            content = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            content = torch.load(str(path), map_location="cpu", weights_only=True)
+        content = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConversionError(
             f"{path} is damaged or holds Python objects beside weights, which are never executed; "
@@ -230,20 +264,24 @@ def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
             content = content[wrapper]
     if not isinstance(content, dict) or not content:
         raise ConversionError(f"{path} holds no weights by name but {content!r:.50}")
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    others = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
     if others:
         raise ConversionError(
             f"{path} holds more than weights by name: {', '.join(others[:8])}; "
             "expected a state dict, by itself or as 'state_dict' or 'model'"
         )
-    return {
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-        for name, tensor in content.items()
-    }
-
-
-def _is_torchscript(path: epath.Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    arrays = {}
+    for name, tensor in content.items():
+        try:
+            exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            arrays[name] = exact.detach().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise ConversionError(
+                f"{path}: {name} is no array of numbers that NumPy has ({one_line(error)}); "
+                "save it as float32"
+            ) from error
+    return arrays

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
+from unipt_jax.models.checks import require_fields
 from unipt_jax.models.layers import (
     TOKENS,
     Activation,
@@ -39,7 +40,8 @@ class TextSpec:
             training, in [0, 1) (BERT: 0.1).
 
     Raises:
-        ConfigError: `hidden_size` is not a multiple of `heads`, or `dropout` is out of range.
+        ConfigError: a value is not what its field is declared to be, `hidden_size` is not a
+            multiple of `heads`, or `dropout` is out of range.
     """
 
     vocab_size: int
@@ -54,8 +56,9 @@ class TextSpec:
     dropout: float = 0.1
 
     def __post_init__(self):
+        require_fields(self, zero=("layers", "layer_norm_eps", "dropout"))
         head_size(self.hidden_size, self.heads)
-        if not 0 <= self.dropout < 1:
+        if self.dropout >= 1:
             raise ConfigError(f"dropout={self.dropout} is not in [0, 1)")
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
+from unipt_jax.models.checks import require_fields
 from unipt_jax.models.layers import (
     TOKENS,
     Activation,
@@ -79,7 +80,8 @@ class ClipTextSpec:
         activation: the MLP's activation; OpenAI's weights need "quick_gelu".
 
     Raises:
-        ConfigError: `hidden_size` is not a multiple of `heads`, or `end_token` is no token id.
+        ConfigError: a value is not what its field is declared to be, `hidden_size` is not a
+            multiple of `heads`, or `end_token` is no token id.
     """
 
     vocab_size: int
@@ -93,8 +95,9 @@ class ClipTextSpec:
     activation: Activation = "quick_gelu"
 
     def __post_init__(self):
+        require_fields(self, zero=("layers", "layer_norm_eps", "end_token"))
         head_size(self.hidden_size, self.heads)
-        if not 0 <= self.end_token < self.vocab_size:
+        if self.end_token >= self.vocab_size:
             raise ConfigError(
                 f"end_token={self.end_token} is not an id below vocab_size={self.vocab_size}"
             )

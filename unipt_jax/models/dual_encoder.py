@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from unipt_jax.core.errors import ConfigError
 from unipt_jax.models.bert import Bert, TextSpec
+from unipt_jax.models.checks import require_fields
 from unipt_jax.models.clip import ClipText, ClipTextSpec
 from unipt_jax.models.heads import ClassHead, EmbeddingHead, MlmHead
 from unipt_jax.models.vit import VisionSpec, VisionTransformer
@@ -35,7 +35,7 @@ class DualEncoderSpec:
         logit_scale: the inverse temperature, positive (CLIP starts at 1 / 0.07); "none" ignores it.
 
     Raises:
-        ConfigError: `embedding_dim` or `logit_scale` is not positive.
+        ConfigError: a value is not what its field is declared to be.
     """
 
     image: VisionSpec
@@ -48,10 +48,7 @@ class DualEncoderSpec:
     logit_scale: float
 
     def __post_init__(self):
-        if self.embedding_dim < 1:
-            raise ConfigError(f"embedding_dim={self.embedding_dim} is not positive")
-        if not self.logit_scale > 0:
-            raise ConfigError(f"logit_scale={self.logit_scale} is not positive")
+        require_fields(self)
 
 
 class DualEncoder(nn.Module):

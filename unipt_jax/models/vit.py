@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
+from unipt_jax.models.checks import require_fields
 from unipt_jax.models.layers import (
     TOKENS,
     Activation,
@@ -40,7 +41,8 @@ class VisionSpec:
         std: the same of the standard deviation.
 
     Raises:
-        ConfigError: a side is not a multiple of `patch_size`, or `hidden_size` not of `heads`.
+        ConfigError: a value is not what its field is declared to be, a side is not a multiple of
+            `patch_size`, or `hidden_size` not of `heads`.
     """
 
     image_size: tuple[int, int]
@@ -58,11 +60,9 @@ class VisionSpec:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
+        require_fields(self, zero=("layers", "layer_norm_eps", "mean"))
         height, width = self.image_size
-        if min(height, width, self.patch_size) < 1 or {
-            height % self.patch_size,
-            width % self.patch_size,
-        } != {0}:
+        if height % self.patch_size or width % self.patch_size:
             raise ConfigError(
                 f"image_size={height}x{width} (height x width) is not a multiple of "
                 f"patch_size={self.patch_size}"

@@ -40,8 +40,15 @@ class ModelFile:
 
 
 def exists(workdir: epath.PathLike) -> bool:
-    """Tells whether a directory is one that this library's models are loaded from."""
-    return (epath.Path(workdir) / MODEL_FILE).exists()
+    """Tells whether a directory is one that this library's models are loaded from.
+
+    Raises:
+        CheckpointError: it is on a file system that a package is missing for (`gs://`).
+    """
+    try:
+        return (epath.Path(workdir) / MODEL_FILE).exists()
+    except ImportError as error:
+        raise CheckpointError(f"{workdir} cannot be reached: {error}") from error
 
 
 def read(workdir: epath.PathLike) -> ModelFile:

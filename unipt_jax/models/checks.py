@@ -1,0 +1,51 @@
+"""Whether a specification's values are what its fields are declared to be."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from unipt_jax.core.errors import ConfigError
+
+
+def require_fields(spec: Any, *, zero: Sequence[str] = ()) -> None:
+    """Checks every field by its annotation; specifications come from other people's files too.
+
+    Args:
+        spec: an instance of a dataclass.
+        zero: names of numbers that may be zero; all others are positive. All are finite.
+
+    Raises:
+        ConfigError: values are of another kind; all of them are listed.
+    """
+    hints = typing.get_type_hints(type(spec))
+    faults = [
+        f"{item.name}={getattr(spec, item.name)!r:.50} is not {wanted}"
+        for item in dataclasses.fields(spec)
+        if (wanted := _wanted(getattr(spec, item.name), hints[item.name], item.name in zero))
+    ]
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
+def _wanted(value: Any, hint: Any, zero: bool) -> str:
+    """Says what `hint` allows, or nothing if `value` is that."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return "" if value in kinds else f"one of {', '.join(kinds)}"
+    if typing.get_origin(hint) is tuple:
+        fits = isinstance(value, tuple) and len(value) == len(kinds)
+        wanted = [_wanted(*pair, zero) for pair in zip(value, kinds, strict=True)] if fits else []
+        return "" if fits and not any(wanted) else f"{len(kinds)} numbers" + _sign(zero)
+    if hint in (int, float):
+        # A boolean is an integer to Python.
+        fits = isinstance(value, int | hint) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and (value > 0 or (zero and value == 0))
+        kind = "an integer" if hint is int else "a finite number"
+        return "" if fits else kind + _sign(zero)
+    return "" if isinstance(value, hint) else getattr(hint, "__name__", str(hint))
+
+
+def _sign(zero: bool) -> str:
+    return " from 0 on" if zero else " above 0"
