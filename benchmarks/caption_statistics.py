@@ -14,20 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from unipt_jax.captioning import composer, lexicon
+from unipt_jax.captioning.frequencies import LUPERSON_T, LUPERSON_T_TEXTS
 
-# UniPT on LUPerson-T: its texts, its templates, and how often each optional set is mentioned.
-TEXTS = 1_300_000
-TEMPLATES = 456
-MENTIONS = {
-    "bag": 221_750,
-    "cellphone": 118_686,
-    "glasses": 99_492,
-    "hat": 97_063,
-    "vehicle": 24_736,
-    "gloves": 16_259,
-    "umbrella": 1_578,
-    "smoke": 693,
-}
+TEMPLATES = 456  # the paper's
 ONE_PERSON = 10_000
 
 
@@ -35,7 +24,7 @@ def draw_choices(language: lexicon.Lexicon, pick: composer.Picker) -> dict[str, 
     """Returns a person: a label, or None, for every set."""
     choices: dict[str, str | None] = {}
     for name, attributes in language.sets.items():
-        kept = attributes.required or pick(range(TEXTS)) < MENTIONS.get(name, 0)
+        kept = attributes.required or pick(range(LUPERSON_T_TEXTS)) < LUPERSON_T.get(name, 0)
         choices[name] = pick(tuple(attributes.phrases)) if kept else None
     return choices
 
@@ -57,7 +46,7 @@ def measure(language: lexicon.Lexicon, draws: int, seed: int) -> dict[str, float
         templates[template.skeleton] += 1
         captions.add(hash(caption))
         words.update(caption.lower().translate(_PUNCTUATION).split())
-        mentions += sum(choices[name] is not None for name in MENTIONS if name in choices)
+        mentions += sum(choices[name] is not None for name in LUPERSON_T if name in choices)
     person = {
         name: label if language.sets[name].required else None for name, label in choices.items()
     }
@@ -84,9 +73,9 @@ def measure(language: lexicon.Lexicon, draws: int, seed: int) -> dict[str, float
 
 
 PAPER = {
-    "texts": TEXTS,
+    "texts": LUPERSON_T_TEXTS,
     "templates": TEMPLATES,
-    "optional attributes a text": sum(MENTIONS.values()) / TEXTS,
+    "optional attributes a text": sum(LUPERSON_T.values()) / LUPERSON_T_TEXTS,
 }
 _PUNCTUATION = str.maketrans("", "", ",.;:")
 
