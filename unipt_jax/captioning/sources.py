@@ -45,8 +45,7 @@ def open_source(images: str, workdir: Path) -> Source:
     place, listing = Path(images), workdir / LISTING
     if (place / builders.MANIFEST).is_file():
         return _prepared(images)
-    if not place.exists():
-        raise DataError(f"images={images}: no such folder, list or prepared data set")
+    require_place(images)
     if not listing.exists():
         paths = _walk(place) if place.is_dir() else _lines(place)
         write_stream(listing, (os.fsencode(path) + b"\0" for path in paths))
@@ -54,6 +53,16 @@ def open_source(images: str, workdir: Path) -> Source:
     if not source.size:
         raise DataError(f"images={images}: no image is in there")
     return source
+
+
+def require_place(images: str) -> None:
+    """Checks that there is something to open.
+
+    Raises:
+        DataError: there is not.
+    """
+    if not Path(images).exists():
+        raise DataError(f"images={images}: no such folder, list or prepared data set")
 
 
 def _listed(listing: Path, root: Path) -> Source:
