@@ -1,0 +1,122 @@
+"""`launch/caption.py` as a user runs it: a folder to captions, whole after any number of kills."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.test_conversion import SPEC, clip_tokenizer
+from tests.training.test_initial import noise
+from unipt_jax.data import builders, tokenization
+from unipt_jax.interop import pytorch
+from unipt_jax.models import specs
+
+
+def command(*arguments):
+    return [sys.executable, "launch/caption.py", "--config=configs/caption.py", *arguments]
+
+
+def launch(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A CLIP of noise in Hugging Face's form, whose tokenizer knows a few words."""
+    directory = tmp_path_factory.mktemp("clip")
+    tokenizer = tokenization.load(clip_tokenizer(directory / "words"))
+    params = noise(specs.abstract_params(SPEC))
+    pytorch.export(directory, spec=SPEC, params=params, tokenizer=tokenizer, text_length=9)
+    return directory
+
+
+def make_images(root, count):
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = root / f"camera{number % 3}" / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(40, 20, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def flags(clip, images, workdir):
+    return (
+        f"--config.clip={clip}",
+        f"--config.images={images}",
+        "--config.tokenizer=examples/tokenizer",
+        "--config.batch_size=16",
+        f"--workdir={workdir}",
+    )
+
+
+def contents(workdir):
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in sorted(workdir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_folder_becomes_captions_and_a_data_set(clip, tmp_path):
+    images = make_images(tmp_path / "images", 20)
+    (images / "broken.jpg").write_bytes(b"no image")
+    done = launch(*flags(clip, images, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "captions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 20 and all(row["caption"].endswith(".") for row in rows)
+    assert len(builders.open_split(tmp_path / "run", "train").images) == 20
+    assert "images/s" in done.stderr and "left" in done.stderr
+    assert "1 image(s) could not be read" in done.stderr
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (("--config.images=nowhere",), "images=nowhere: no such folder"),
+        (("--config.clip=nowhere/at/all",), "nowhere/at/all"),
+        (("--config.lexicon=nowhere.json",), r"nowhere.json: no such file"),
+        (("--config.threshold=2",), "threshold=2"),
+    ],
+)
+def test_a_mistake_is_one_line(clip, tmp_path, changes, named):
+    images = make_images(tmp_path / "images", 1)
+    done = launch(*flags(clip, images, tmp_path / "run"), *changes)
+    assert done.returncode == 2
+    assert named in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_thousand_images_survive_ten_kills(clip, tmp_path):
+    """SIGKILL at random moments; the bytes are those of an undisturbed run."""
+    images = make_images(tmp_path / "images", 2000)
+    assert launch(*flags(clip, images, tmp_path / "whole")).returncode == 0
+    rng, kills = random.Random(0), 0
+    while True:
+        resume = ["--resume"] if (tmp_path / "run").exists() else []
+        child = subprocess.Popen(
+            command(*flags(clip, images, tmp_path / "run"), *resume),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if kills < 10:
+            time.sleep(rng.uniform(6, 14))
+        if kills < 10 and child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+            child.wait()
+            continue
+        assert child.wait() == 0
+        break
+    assert kills == 10
+    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} == set()
