@@ -96,27 +96,33 @@ def test_a_mistake_is_one_line(clip, tmp_path, changes, named):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_thousand_images_survive_ten_kills(clip, tmp_path):
-    """SIGKILL at random moments; the bytes are those of an undisturbed run."""
+    """SIGKILL at random moments; the result is that of an undisturbed run."""
     images = make_images(tmp_path / "images", 2000)
+    started = time.monotonic()
     assert launch(*flags(clip, images, tmp_path / "whole")).returncode == 0
-    rng, kills = random.Random(0), 0
-    while True:
-        resume = ["--resume"] if (tmp_path / "run").exists() else []
-        child = subprocess.Popen(
-            command(*flags(clip, images, tmp_path / "run"), *resume),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        if kills < 10:
-            time.sleep(rng.uniform(6, 14))
-        if kills < 10 and child.poll() is None:
+    whole = time.monotonic() - started
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < 10:
+        run, runs = tmp_path / f"run{runs}", runs + 1
+        while True:
+            resume = ["--resume"] if run.exists() else []
+            child = subprocess.Popen(
+                command(*flags(clip, images, run), *resume),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            time.sleep(whole * rng.uniform(0.3, 1))
+            if child.poll() is not None:
+                break
             child.send_signal(signal.SIGKILL)
-            kills += 1
             child.wait()
-            continue
-        assert child.wait() == 0
-        break
-    assert kills == 10
-    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "whole")
-    assert ours.keys() == theirs.keys()
-    assert {name for name in ours if ours[name] != theirs[name]} == set()
+            kills += 1
+        assert child.returncode == 0
+        ours, theirs = contents(run), contents(tmp_path / "whole")
+        assert ours.keys() == theirs.keys()
+        # ArrayRecord's own writer does not give the same bytes twice: its records are compared.
+        assert all("array_record" in name for name in ours if ours[name] != theirs[name])
+        one, other = (
+            builders.open_split(path, "train").images for path in (run, tmp_path / "whole")
+        )
+        assert all(one[place] == other[place] for place in range(2000))
