@@ -7,6 +7,7 @@ any moment goes on to the same bytes. Nothing but small numbers is kept of an im
 import dataclasses
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
         ConfigError: the batch cannot be split over the devices.
     """
     if (workdir / builders.MANIFEST).exists():
+        shutil.rmtree(workdir / PARTS, ignore_errors=True)  # A kill may have left them.
         log.info("%s is complete", workdir)
         return
     words, source = read_lexicon(config), sources.open_source(config.images, workdir)
@@ -183,9 +185,7 @@ def join(config, workdir: Path, words: Lexicon, source: Source, rows: int) -> No
         quarantined=len(faults),
         notices={},
     )
-    for path in parts:
-        path.unlink()
-    (workdir / PARTS).rmdir()
+    shutil.rmtree(workdir / PARTS)
     print(builders.summary(builders.read_manifest(workdir)))
 
 
