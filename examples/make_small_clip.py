@@ -29,6 +29,7 @@ from unipt_jax.interop import pytorch
 from unipt_jax.models import specs
 from unipt_jax.models.clip import ClipTextSpec, vision_spec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.heads import unit_rows
 from unipt_jax.training import optimizer
 
 SIDE, TEXT_LENGTH, SEED = 112, 32, 0
@@ -128,13 +129,9 @@ def widen(path: str, leaf: jax.Array) -> jax.Array:
 
 def loss(params, model, sizes, images, answers, text, text_mask):
     """Cross-entropy of the right prompt among each set's, summed over the sets."""
-
-    def unit(x):
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
     variables = {"params": params}
-    image = unit(model.apply(variables, images, method="encode_image"))
-    prompts = unit(model.apply(variables, text, text_mask, method="encode_text"))
+    image = unit_rows(model.apply(variables, images, method="encode_image"))
+    prompts = unit_rows(model.apply(variables, text, text_mask, method="encode_text"))
     logits = model.apply(variables, method="inverse_temperature") * image @ prompts.T
     total, start = 0.0, 0
     for place, size in enumerate(sizes):

@@ -18,6 +18,7 @@ from unipt_jax.core.files import CONFIG_FILE, is_run
 from unipt_jax.data import images, tokenization
 from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.heads import unit_rows
 from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import conversion, model_file
 from unipt_jax.training.checkpoints import Checkpoints
@@ -91,7 +92,7 @@ class Encoder:
     @cached_property
     def _images(self) -> Any:
         return jax.jit(
-            lambda params, image: _unit(
+            lambda params, image: unit_rows(
                 self.model.apply({"params": params}, image, method="encode_image")
             )
         )
@@ -99,7 +100,7 @@ class Encoder:
     @cached_property
     def _texts(self) -> Any:
         return jax.jit(
-            lambda params, text, text_mask: _unit(
+            lambda params, text, text_mask: unit_rows(
                 self.model.apply({"params": params}, text, text_mask, method="encode_text")
             )
         )
@@ -168,8 +169,3 @@ def _pixels(image: ImageLike, index: int) -> np.ndarray:
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
         raise DataError(f"image {index} is {image.dtype}{image.shape}, expected uint8[H, W, 3]")
     return image
-
-
-def _unit(embedding: jax.Array) -> jax.Array:
-    norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-    return embedding / jnp.maximum(norm, 1e-12)

@@ -104,18 +104,18 @@ def write_parts(config, workdir, clip, words, source, mesh, rows) -> None:
         scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[: config.wrappers])
     )
     score = scorer.make_scorer(clip.model, scorer.layout(words.sets), mesh, config.threshold)
+    labels = {name: tuple(each.phrases) for name, each in words.sets.items()}
     progress = Progress(sum(len(batch) for batch in batches))
     written: list[dict[str, Any]] = []
 
     def finish(batch: Mapping[str, Any], result: tuple[jax.Array, jax.Array]) -> None:
         indices, probabilities = map(np.asarray, result)
-        numbers, faults = batch["numbers"], batch["faults"]
-        for row, (number, fault) in enumerate(zip(numbers, faults, strict=True)):
-            path = source.path(number)
+        numbers = batch["numbers"]
+        for row, (path, fault) in enumerate(zip(batch["paths"], batch["faults"], strict=True)):
             if fault:
                 written.append({"image": path, "fault": fault})
             else:
-                attributes = _attributes(words, indices[row], probabilities[row])
+                attributes = _attributes(labels, indices[row], probabilities[row])
                 written.append(_row(words, path, attributes, config.seed))
         part = numbers[0] // (rows * _BATCHES_A_PART)
         if numbers[-1] + 1 in ((part + 1) * rows * _BATCHES_A_PART, source.size):
@@ -193,8 +193,8 @@ def join(config, workdir: Path, words: Lexicon, source: Source, rows: int) -> No
 class LoadImages:
     """Maps the numbers of a batch to its pixels, padded to `rows`; safe to share among threads.
 
-    The result: `image` uint8[rows, H, W, 3]; `numbers`; `faults`, a text for each number, empty
-    where the image could be read.
+    The result: `image` uint8[rows, H, W, 3]; `numbers`, and for each of them in `paths` the image's
+    path and in `faults` a text, empty where the image could be read.
     """
 
     source: Source
@@ -206,16 +206,17 @@ class LoadImages:
     def __call__(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Reads, decodes and resizes."""
         image = np.zeros((self.rows, self.height, self.width, 3), np.uint8)
+        paths = [self.source.path(number) for number in numbers]
         faults = [""] * len(numbers)
         for row, number in enumerate(numbers):
             try:
-                decoded = images.decode(self.source.read(number), self.source.path(number))
+                decoded = images.decode(self.source.read(number), paths[row])
                 image[row] = images.resize(decoded, self.height, self.width)
             except DataError as error:
                 if self.stop:
                     raise
                 faults[row] = str(error)
-        return {"image": image, "numbers": numbers, "faults": faults}
+        return {"image": image, "numbers": numbers, "paths": paths, "faults": faults}
 
 
 class Progress:
@@ -260,13 +261,17 @@ def _batches_of(part: int, source: Source, rows: int) -> Iterator[range]:
 
 
 def _attributes(
-    words: Lexicon, indices: np.ndarray, probabilities: np.ndarray
+    labels: Mapping[str, Sequence[str]], indices: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    found = {}
-    for each, index, probability in zip(words.sets.values(), indices, probabilities, strict=True):
-        label = list(each.phrases)[index] if index >= 0 else None
-        found[each.name] = {"phrase": label, "probability": round(float(probability), 4)}
-    return found
+    return {
+        name: {
+            "phrase": phrases[index] if index >= 0 else None,
+            "probability": round(float(probability), 4),
+        }
+        for (name, phrases), index, probability in zip(
+            labels.items(), indices, probabilities, strict=True
+        )
+    }
 
 
 def _row(words: Lexicon, path: str, attributes: Mapping[str, Any], seed: int) -> dict[str, Any]:

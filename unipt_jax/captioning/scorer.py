@@ -14,6 +14,7 @@ from unipt_jax.captioning.attributes import AttributeSet
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import batch_sharding
 from unipt_jax.models.dual_encoder import DualEncoder
+from unipt_jax.models.heads import unit_rows
 
 # The paper keeps an optional attribute only where the winner is that sure.
 THRESHOLD = 0.9
@@ -109,8 +110,7 @@ def make_scorer(
     def score(params: Any, features: Array, images: Array) -> tuple[Array, Array]:
         variables = {"params": params}
         embedding = model.apply(variables, images, method="encode_image")
-        norm = jnp.linalg.norm(embedding, axis=1, keepdims=True)
-        cosine = (embedding / jnp.maximum(norm, 1e-12)) @ features.T
+        cosine = unit_rows(embedding) @ features.T
         return decide(
             model.apply(variables, method="inverse_temperature") * cosine, where, threshold
         )

@@ -66,14 +66,13 @@ def require_place(images: str) -> None:
 
 
 def _listed(listing: Path, root: Path) -> Source:
-    content = np.fromfile(listing, np.uint8)
+    # Mapped, not read: the paths stay on disk. An empty file cannot be mapped.
+    content = np.memmap(listing, np.uint8, "r") if listing.stat().st_size else np.zeros(0, np.uint8)
     ends = np.flatnonzero(content == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
 
     def name(number: int) -> bytes:
-        with listing.open("rb") as file:
-            file.seek(int(starts[number]))
-            return file.read(int(ends[number] - starts[number]))
+        start = ends[number - 1] + 1 if number else 0
+        return content[start : ends[number]].tobytes()
 
     def path(number: int) -> str:
         # Captions and data sets are UTF-8, which names of files need not be.

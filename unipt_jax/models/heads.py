@@ -9,6 +9,12 @@ from unipt_jax.core.sharding import Axis, constrain
 from unipt_jax.models.layers import ACTIVATIONS, TOKENS, Activation, LayerNorm, dense, zeros_init
 
 
+def unit_rows(embedding: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    """Scales embeddings to length 1, so that their products are cosines; zeros stay zeros."""
+    norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+    return embedding / jnp.maximum(norm, 1e-12)
+
+
 class EmbeddingHead(nn.Module):
     """A linear map on every token (the paper's 1x1 convolution), then the maximum over tokens.
 

@@ -77,18 +77,12 @@ class Checkpoints:
         Raises:
             CheckpointError: the step was not taken, for it exists or an earlier write failed.
         """
-        step = int(state.step)
-        meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
-        saved = self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(dict(data)),
-                meta=ocp.args.JsonSave(meta),
-            ),
+        self._save(
+            int(state.step),
+            config,
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(dict(data)),
         )
-        if not saved:
-            raise CheckpointError(f"{self.directory}: step {step} was not saved; it exists already")
 
     def restore(
         self, state: TrainState, shardings: TrainState
@@ -121,15 +115,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the step was not taken, for it exists.
         """
-        meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
-        saved = self.manager.save(
-            0,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave(meta)
-            ),
-        )
-        if not saved:
-            raise CheckpointError(f"{self.directory}: step 0 was not saved; it exists already")
+        self._save(0, config, state=ocp.args.StandardSave({"params": params}))
 
     def restore_params(self, abstract: Any = None) -> Any:
         """Returns the latest checkpoint's parameters alone, on this process's first device.
@@ -175,6 +161,14 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _save(self, step: int, config: Mapping[str, Any], **items: ocp.args.CheckpointArgs) -> None:
+        meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
+        saved = self.manager.save(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+        )
+        if not saved:
+            raise CheckpointError(f"{self.directory}: step {step} was not saved; it exists already")
 
     def _require_step(self) -> int:
         step = self.latest_step()

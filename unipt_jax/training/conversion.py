@@ -108,8 +108,7 @@ def _resize(
     image = spec.image if isinstance(spec, DualEncoderSpec) else spec
     if not isinstance(image, VisionSpec):
         raise ConversionError(f"height and width are set, but {source} has no image encoder")
-    encoder = dict(params["image_encoder"])
-    encoder["position_embedding"] = initial.resize(encoder["position_embedding"], image, image_size)
+    encoder = initial.resize(params["image_encoder"], image, image_size)
     image = dataclasses.replace(image, image_size=image_size)
     whole = isinstance(spec, DualEncoderSpec)
     return (

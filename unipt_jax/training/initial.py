@@ -88,11 +88,9 @@ def start_from(
     if image:
         found = _require(sources[image].spec, VisionSpec, "image", image)
         adopted = _adopt(spec.image, found, "image", image)
-        encoder = dict(sources[image].params["image_encoder"])
-        encoder["position_embedding"] = resize(
-            encoder["position_embedding"], found, adopted.image_size
+        params["image_encoder"] = resize(
+            sources[image].params["image_encoder"], found, adopted.image_size
         )
-        params["image_encoder"] = encoder
         spec = dataclasses.replace(spec, image=adopted)
     if text:
         found = _require(sources[text].spec, type(spec.text), "text", text)
@@ -104,11 +102,14 @@ def start_from(
     return spec, params
 
 
-def resize(table: Any, source: VisionSpec, image_size: tuple[int, int]) -> np.ndarray:
-    """Returns the position embeddings of `source` for images of another size."""
+def resize(
+    encoder: Mapping[str, Any], source: VisionSpec, image_size: tuple[int, int]
+) -> dict[str, Any]:
+    """Returns an image encoder's parameters for images of another size than `source`'s."""
     target = dataclasses.replace(source, image_size=image_size)
-    table = jnp.asarray(table)
-    return np.asarray(resize_positions(table, source.grid, target.grid, source.prefix))
+    table = jnp.asarray(encoder["position_embedding"])
+    table = np.asarray(resize_positions(table, source.grid, target.grid, source.prefix))
+    return {**encoder, "position_embedding": table}
 
 
 def put(params: Any, initial: Mapping[str, Any]) -> Any:
