@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from captioning import decide_in_torch
 from PIL import Image
 
 import unipt_jax
@@ -76,15 +77,7 @@ def judge_in_torch(directory: str, words, pixels: np.ndarray) -> np.ndarray:
             batch = torch.from_numpy(pixels[at : at + BATCH]).permute(0, 3, 1, 2).float() / 255
             image = model.get_image_features(pixel_values=(batch - mean) / std).pooler_output
             logits = model.logit_scale.exp() * unit(image, dim=-1) @ text.T
-            row, start = [], 0
-            for required, phrases, size in zip(
-                where.required, where.phrases, where.sizes, strict=True
-            ):
-                surety, winner = logits[:, start : start + size].softmax(dim=1).max(dim=1)
-                kept = (winner < phrases) & (surety > scorer.THRESHOLD)
-                row.append(winner if required else torch.where(kept, winner, -1))
-                start += size
-            indices.append(torch.stack(row, dim=1))
+            indices.append(decide_in_torch(logits, where))
     return torch.cat(indices).numpy()
 
 

@@ -63,6 +63,20 @@ def random_params(seed: int):
     )
 
 
+def decide_in_torch(logits, where: scorer.Layout):
+    """Does what `scorer.decide` does: the indices, int64[B, sets], of logits [B, P]."""
+    import torch
+
+    indices = []
+    for part, required, phrases in zip(
+        logits.split(where.sizes, dim=1), where.required, where.phrases, strict=True
+    ):
+        surety, winner = part.softmax(dim=1).max(dim=1)
+        kept = (winner < phrases) & (surety > scorer.THRESHOLD)
+        indices.append(winner if required else torch.where(kept, winner, -1))
+    return torch.stack(indices, dim=1)
+
+
 def torch_scorer(params, features: np.ndarray, where: scorer.Layout):
     """Returns the same scorer in PyTorch, from the exported weights."""
     import torch
@@ -82,14 +96,7 @@ def torch_scorer(params, features: np.ndarray, where: scorer.Layout):
         pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
         embedding = model.get_image_features(pixel_values=pixels).pooler_output
         logits = scale * torch.nn.functional.normalize(embedding, dim=-1) @ prompts.T
-        indices = []
-        for part, required, phrases in zip(
-            logits.split(where.sizes, dim=1), where.required, where.phrases, strict=True
-        ):
-            surety, winner = part.softmax(dim=1).max(dim=1)
-            kept = (winner < phrases) & (surety > scorer.THRESHOLD)
-            indices.append(winner if required else torch.where(kept, winner, -1))
-        return torch.stack(indices, dim=1).numpy()
+        return decide_in_torch(logits, where).numpy()
 
     return score
 

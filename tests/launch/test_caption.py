@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_conversion import SPEC, clip_tokenizer
-from tests.training.test_initial import noise
-from unipt_jax.data import builders, tokenization
-from unipt_jax.interop import pytorch
-from unipt_jax.models import specs
+from tests.training.test_conversion import export_clip
+from unipt_jax.data import builders
 
 
 def command(*arguments):
@@ -30,9 +27,7 @@ def launch(*arguments):
 def clip(tmp_path_factory):
     """A CLIP of noise in Hugging Face's form, whose tokenizer knows a few words."""
     directory = tmp_path_factory.mktemp("clip")
-    tokenizer = tokenization.load(clip_tokenizer(directory / "words"))
-    params = noise(specs.abstract_params(SPEC))
-    pytorch.export(directory, spec=SPEC, params=params, tokenizer=tokenizer, text_length=9)
+    export_clip(directory)
     return directory
 
 

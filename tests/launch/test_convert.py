@@ -5,11 +5,7 @@ import sys
 
 import pytest
 
-from tests.training.test_conversion import SPEC, clip_tokenizer
-from tests.training.test_initial import noise
-from unipt_jax.data import tokenization
-from unipt_jax.interop import pytorch
-from unipt_jax.models import specs
+from tests.training.test_conversion import export_clip
 
 
 def launch(*arguments):
@@ -24,9 +20,7 @@ def launch(*arguments):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     directory = tmp_path_factory.mktemp("clip")
-    tokenizer = tokenization.load(clip_tokenizer(directory / "words"))
-    params = noise(specs.abstract_params(SPEC))
-    pytorch.export(directory, spec=SPEC, params=params, tokenizer=tokenizer, text_length=9)
+    export_clip(directory)
     return directory
 
 

@@ -63,15 +63,20 @@ SENTENCES = ["a man", "a woman red coat", "red " * 30]
 PICTURES = list(np.random.default_rng(0).integers(256, size=(3, 40, 20, 3), dtype=np.uint8))
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A CLIPModel directory of noise, and the noise."""
-    directory = tmp_path_factory.mktemp("clip")
+def export_clip(directory):
+    """Writes a CLIPModel of noise, with a tokenizer of a few words; returns the noise."""
     params = noise(specs.abstract_params(SPEC))
     params["logit_scale"] = np.float32(np.log(10.0))
     tokenizer = tokenization.load(clip_tokenizer(directory / "words"))
     pytorch.export(directory, spec=SPEC, params=params, tokenizer=tokenizer, text_length=9)
-    return directory, params
+    return params
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A CLIPModel directory of noise, and the noise."""
+    directory = tmp_path_factory.mktemp("clip")
+    return directory, export_clip(directory)
 
 
 def config(source, **changes):

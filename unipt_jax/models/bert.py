@@ -14,7 +14,7 @@ from unipt_jax.models.layers import (
     TOKENS,
     Activation,
     LayerNorm,
-    TransformerBlock,
+    block_of,
     embed_words,
     head_size,
     normal_init,
@@ -94,15 +94,7 @@ class Bert(nn.Module):
         self.layer_norm = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.embedding_dropout = nn.Dropout(spec.dropout)
         self.layers = [
-            TransformerBlock(
-                heads=spec.heads,
-                mlp_size=spec.mlp_size,
-                layer_norm_eps=spec.layer_norm_eps,
-                activation=spec.activation,
-                norm="post",
-                dropout=spec.dropout,
-                dtype=self.dtype,
-            )
+            block_of(spec, norm="post", dropout=spec.dropout, dtype=self.dtype)
             for _ in range(spec.layers)
         ]
 

@@ -17,7 +17,7 @@ from unipt_jax.models.layers import (
     TOKENS,
     Activation,
     LayerNorm,
-    TransformerBlock,
+    block_of,
     embed_words,
     head_size,
     normal_init,
@@ -128,16 +128,7 @@ class ClipText(nn.Module):
             (spec.max_positions, spec.hidden_size),
         )
         self.layers = [
-            TransformerBlock(
-                heads=spec.heads,
-                mlp_size=spec.mlp_size,
-                layer_norm_eps=spec.layer_norm_eps,
-                activation=spec.activation,
-                norm="pre",
-                causal=True,
-                dtype=self.dtype,
-            )
-            for _ in range(spec.layers)
+            block_of(spec, norm="pre", causal=True, dtype=self.dtype) for _ in range(spec.layers)
         ]
         self.layer_norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 

@@ -7,7 +7,7 @@ while softmax and LayerNorm always run in float32.
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -236,3 +236,14 @@ class TransformerBlock(nn.Module):
             return x + drop(mlp(layer_norm2(x)))
         x = layer_norm1(tokens + drop(attention(tokens, mask, train=train)))
         return layer_norm2(x + drop(mlp(x)))
+
+
+def block_of(spec: Any, **options: Any) -> TransformerBlock:
+    """Makes a block of an encoder's specification; `options` are what it does not tell."""
+    return TransformerBlock(
+        heads=spec.heads,
+        mlp_size=spec.mlp_size,
+        layer_norm_eps=spec.layer_norm_eps,
+        activation=spec.activation,
+        **options,
+    )

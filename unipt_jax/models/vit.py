@@ -14,7 +14,7 @@ from unipt_jax.models.layers import (
     TOKENS,
     Activation,
     LayerNorm,
-    TransformerBlock,
+    block_of,
     head_size,
     normal_init,
     zeros_init,
@@ -171,13 +171,6 @@ class VisionTransformer(nn.Module):
             x = LayerNorm(spec.layer_norm_eps, self.dtype, name="pre_layer_norm")(x)
         x = constrain(x, TOKENS)
         for index in range(spec.layers):
-            x = TransformerBlock(
-                heads=spec.heads,
-                mlp_size=spec.mlp_size,
-                layer_norm_eps=spec.layer_norm_eps,
-                activation=spec.activation,
-                norm="pre",
-                dtype=self.dtype,
-                name=f"layers_{index}",
-            )(x, None, train=train)
+            block = block_of(spec, norm="pre", dtype=self.dtype, name=f"layers_{index}")
+            x = block(x, None, train=train)
         return LayerNorm(spec.layer_norm_eps, self.dtype, name="layer_norm")(x)
