@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -138,6 +139,16 @@ def test_tfds_reads_it_without_tensorflow(prepared):
     assert (data[0]["identity"], data[0]["record"]) == (b"toy/7", 5)
     assert data[0]["image"].shape == (6, 8, 3)
     assert "tensorflow" not in sys.modules
+
+
+def test_equal_data_sets_have_equal_bytes(prepared):
+    """Features are written in the order of their names: else a process's hashes decide."""
+    (shard,) = prepared.glob("*-test.array_record-*")
+    reader = ArrayRecordReader(str(shard))
+    [record] = reader.read_all()
+    reader.close()
+    places = [record.index(name) for name in (b"captions", b"identity", b"image", b"path")]
+    assert places == sorted(places)
 
 
 def test_without_tokenizer(source, tmp_path):

@@ -113,11 +113,4 @@ def test_two_thousand_images_survive_ten_kills(clip, tmp_path):
             child.wait()
             kills += 1
         assert child.returncode == 0
-        ours, theirs = contents(run), contents(tmp_path / "whole")
-        assert ours.keys() == theirs.keys()
-        # ArrayRecord's own writer does not give the same bytes twice: its records are compared.
-        assert all("array_record" in name for name in ours if ours[name] != theirs[name])
-        one, other = (
-            builders.open_split(path, "train").images for path in (run, tmp_path / "whole")
-        )
-        assert all(one[place] == other[place] for place in range(2000))
+        assert contents(run) == contents(tmp_path / "whole")

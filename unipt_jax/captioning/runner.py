@@ -24,7 +24,7 @@ from unipt_jax.captioning.sources import Source
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.files import write_json, write_json_lines
-from unipt_jax.core.sharding import make_mesh, put_batch, require_divisible
+from unipt_jax.core.sharding import batch_sharding, make_mesh, require_divisible
 from unipt_jax.data import builders, images
 from unipt_jax.data.annotations import Record
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -103,6 +103,7 @@ def write_parts(config, workdir, clip, words, source, mesh, rows) -> None:
     features = jax.numpy.asarray(
         scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[: config.wrappers])
     )
+    split = batch_sharding(mesh)
     score = scorer.make_scorer(clip.model, scorer.layout(words.sets), mesh, config.threshold)
     labels = {name: tuple(each.phrases) for name, each in words.sets.items()}
     progress = Progress(sum(len(batch) for batch in batches))
@@ -128,8 +129,8 @@ def write_parts(config, workdir, clip, words, source, mesh, rows) -> None:
     waiting = None
     try:
         for batch in loaded:
-            placed = put_batch({"image": batch["image"]}, mesh)["image"]
-            result = score(clip.params, features, placed)
+            # Not `put_batch`: the mesh is this process's own, and so is the whole batch.
+            result = score(clip.params, features, jax.device_put(batch["image"], split))
             # The device works on this batch while the host writes the one before.
             if waiting:
                 finish(*waiting)

@@ -307,6 +307,14 @@ def _remove_previous(workdir: epath.Path) -> None:
         path.unlink()
 
 
+class _Serializer(tfds.core.ExampleSerializer):
+    """Gives equal examples equal bytes: else the order of their features varies with the run."""
+
+    def serialize_example(self, example: Any) -> bytes:
+        """Returns the bytes of a tf.train.Example."""
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+
 def _write_examples(
     splits: Mapping[str, Iterable[dict[str, Any]]], name: str, workdir: epath.Path
 ) -> None:
@@ -331,6 +339,7 @@ def _write_examples(
         max_examples_per_shard=_EXAMPLES_PER_SHARD,
         file_format="array_record",
     )
+    writer._serializer = _Serializer(features.get_serialized_info())  # It takes none.
     writer.initialize_splits(list(splits))
     for split, examples in splits.items():
         writer.add_examples({split: examples})
