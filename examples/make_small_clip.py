@@ -32,7 +32,8 @@ from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.models.heads import unit_rows
 from unipt_jax.training import optimizer
 
-SIDE, TEXT_LENGTH, SEED = 112, 32, 0
+SIDE, TEXT_LENGTH, SEED, RATE = 112, 32, 0, 3e-3
+MARGIN = 6  # pixels
 UNKNOWN = -1  # Who rides neither stands nor walks: of this there is nothing to learn.
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -70,10 +71,10 @@ def make_spec(tokenizer: tokenization.Tokenizer) -> DualEncoderSpec:
         ),
         text=ClipTextSpec(
             vocab_size=tokenizer.vocab_size,
-            hidden_size=128,
-            layers=2,
+            hidden_size=96,
+            layers=1,
             heads=4,
-            mlp_size=512,
+            mlp_size=192,
             max_positions=TEXT_LENGTH,
             end_token=tokenizer.end,
         ),
@@ -110,6 +111,17 @@ def draw_pool(sets, size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, answers
 
 
+def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Flips half of the images and moves each by some pixels; what is bared repeats the edge."""
+    flipped = rng.random(len(images)) < 0.5
+    images[flipped] = images[flipped, :, ::-1]
+    padded = np.pad(images, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge")
+    corners = rng.integers(2 * MARGIN + 1, size=(len(images), 2)).tolist()
+    return np.stack(
+        [each[y : y + SIDE, x : x + SIDE] for each, (y, x) in zip(padded, corners, strict=True)]
+    )
+
+
 def tokenize(tokenizer: tokenization.Tokenizer, texts: list[str]) -> dict[str, np.ndarray]:
     """Returns the padded ids of `texts`, and where they are tokens."""
     rows = [tokenizer.encode(text, TEXT_LENGTH) for text in texts]
@@ -120,11 +132,41 @@ def tokenize(tokenizer: tokenization.Tokenizer, texts: list[str]) -> dict[str, n
     return {"text": ids, "text_mask": mask}
 
 
-def widen(path: str, leaf: jax.Array) -> jax.Array:
-    """Scales a kernel of deviation 0.02, made for wide models, to that of its own width."""
-    if not path.endswith("kernel"):
-        return leaf
-    return leaf * (math.prod(leaf.shape[:-1]) ** -0.5 / 0.02)
+def positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """Returns sines and cosines of the rows' and columns' numbers, [rows * columns, width]."""
+    rates = 100.0 ** -(np.arange(width // 4) / (width // 4))
+    tables = []
+    for count in (rows, columns):
+        angles = np.outer(np.arange(count) + 0.5, rates)
+        tables.append(np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
+    down, across = np.repeat(tables[0], columns, axis=0), np.tile(tables[1], (rows, 1))
+    return np.concatenate([down, across], axis=1)
+
+
+def enlarge(path: str, leaf: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Makes up for initial values of deviation 0.02, too small where the model is.
+
+    Kernels get the deviation of their own width; the image's positions and class token are made
+    as large as the patches beside them, or attention would not see where a patch lies.
+    """
+    if path.endswith("kernel"):
+        return leaf * (math.prod(leaf.shape[:-1]) ** -0.5 / 0.02)
+    if path.endswith("class_token"):
+        return leaf * (0.5 / 0.02)
+    if path.endswith("position_embedding") and len(leaf) == 1 + math.prod(grid):
+        return leaf.at[1:].set(positions(*grid, leaf.shape[1]))
+    return leaf
+
+
+def matrices(params):
+    """Tells Muon which parameters are matrices from inputs to outputs; Adam trains the others."""
+
+    def dimensions(path: str, leaf: jax.Array):
+        if not path.endswith("kernel"):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return trees.map_with_path(dimensions, params)
 
 
 def loss(params, model, sizes, images, answers, text, text_mask):
@@ -145,19 +187,24 @@ def loss(params, model, sizes, images, answers, text, text_mask):
 
 def train(model, sets, wrappers, tokenizer, images, answers, steps: int, batch_size: int):
     """Returns the parameters after `steps` steps, on batches drawn from the pool."""
-    schedule = optimizer.learning_rate_schedule(peak=1e-3, steps=steps, warmup=0.05, decay="cosine")
-    adamw = optimizer.make_optimizer(
-        schedule, beta1=0.9, beta2=0.98, epsilon=1e-8, weight_decay=0.05, clip_norm=1.0
+    schedule = optimizer.learning_rate_schedule(peak=RATE, steps=steps, warmup=0.03, decay="linear")
+    muon = optax.contrib.muon(
+        schedule,
+        weight_decay=0.02,
+        consistent_rms=0.2,  # Updates as large as Adam's, so that one rate serves both.
+        adam_b2=0.98,
+        adam_learning_rate=schedule,
+        muon_weight_dimension_numbers=matrices,
     )
     batch = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), specs.abstract_batch(model.spec, 1)
     )
     key = stream(jax.random.key(SEED), "params", 0)
-    params = nn.meta.unbox(jax.jit(functools.partial(model.init, train=False))(key, batch))[
-        "params"
-    ]
-    params = trees.map_with_path(widen, params)
-    state = adamw.init(params)
+    init = jax.jit(functools.partial(model.init, train=False))
+    params = nn.meta.unbox(init(key, batch))["params"]
+    grid = model.spec.image.grid
+    params = trees.map_with_path(lambda path, leaf: enlarge(path, leaf, grid), params)
+    state = muon.init(params)
     sizes = tuple(len(each.prompts("{}")) for each in sets.values())
     texts = [
         tokenize(tokenizer, [text for each in sets.values() for text in each.prompts(wrapper)])
@@ -177,7 +224,7 @@ def train(model, sets, wrappers, tokenizer, images, answers, steps: int, batch_s
         value, gradients = jax.value_and_grad(loss)(
             params, model, sizes, images, answers, text, text_mask
         )
-        updates, state = adamw.update(gradients, state, params)
+        updates, state = muon.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
         # CLIP's bound on the temperature (Radford et al., 2021).
         params["logit_scale"] = jnp.minimum(params["logit_scale"], math.log(100))
@@ -187,9 +234,7 @@ def train(model, sets, wrappers, tokenizer, images, answers, steps: int, batch_s
     for number in range(steps):
         rng = host_generator(SEED, "small_clip", number)
         chosen = rng.choice(len(images), batch_size, replace=False)
-        batch = images[chosen]
-        flipped = rng.random(batch_size) < 0.5
-        batch[flipped] = batch[flipped, :, ::-1]
+        batch = augment(images[chosen], rng)
         text = texts[rng.integers(len(texts))]
         params, state, value = step(params, state, batch, answers[chosen], **text)
         if number % 50 == 0 or number == steps - 1:

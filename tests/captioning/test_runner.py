@@ -4,7 +4,12 @@ import hashlib
 import io
 import json
 import logging
+import os
 import random
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -32,11 +37,15 @@ def encode_texts(texts):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def clip():
+def make_clip():
     params = jax.tree.map(jnp.asarray, noise(specs.abstract_params(SPEC)))
     params["logit_scale"] = jnp.log(30.0)
     return runner.Clip(DualEncoder(SPEC), params, encode_texts)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_clip()
 
 
 def encoded(rng):
@@ -89,7 +98,7 @@ def rows(workdir):
 
 # Where a run may die: at each of these calls.
 PLACES = [
-    (runner, "put_batch"),
+    (runner.Progress, "advance"),
     (runner, "write_json_lines"),
     (runner, "write_json"),
     (composer, "compose"),
@@ -131,6 +140,47 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     assert kills >= 5
     monkeypatch.undo()
     assert contents(tmp_path) == contents(undisturbed)
+
+
+_PROCESS = """
+import logging, pathlib, sys
+import jax
+logging.basicConfig(level=logging.INFO)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from tests.captioning import test_runner
+folder, workdir = map(pathlib.Path, sys.argv[3:])
+test_runner.runner.caption(test_runner.config(folder), workdir, test_runner.make_clip())
+"""
+
+
+def test_two_processes_share_the_images(folder, undisturbed, tmp_path):
+    """Each captions half of the parts; together they make the captions of one process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    # One device each: this process's environment may ask for several.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, address, str(number), str(folder), str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for number in range(2)
+    ]
+    errors = [child.communicate(timeout=240)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    done = [int(re.findall(r"\d+ of (\d+) images", text)[-1]) for text in errors]
+    assert sum(done) == IMAGES and min(done) > 0
+    # Half as large batches: probabilities may differ in their last digit, captions may not.
+    ours, theirs = contents(tmp_path), contents(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} <= {"captions.jsonl"}
+    captions = [
+        [(row["image"], row["caption"]) for row in rows(d)] for d in (tmp_path, undisturbed)
+    ]
+    assert captions[0] == captions[1]
 
 
 def test_every_image_has_its_line(folder, undisturbed):

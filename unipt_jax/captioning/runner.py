@@ -77,16 +77,24 @@ def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
         shutil.rmtree(workdir / PARTS, ignore_errors=True)  # A kill may have left them.
         log.info("%s is complete", workdir)
         return
-    words, source = read_lexicon(config), sources.open_source(config.images, workdir)
+    require_divisible(config.batch_size, make_mesh())
+    words, is_first = read_lexicon(config), jax.process_index() == 0
+    if not is_first:
+        _wait_for_all("listing")  # The first process lists the images; the others read its list.
+    source = sources.open_source(config.images, workdir)
+    if is_first:
+        _wait_for_all("listing")
     # Each process judges images of its own on devices of its own.
-    mesh = make_mesh(devices=jax.local_devices())
     rows = config.batch_size // jax.process_count()
-    require_divisible(rows, mesh)
-    write_parts(config, workdir, clip, words, source, mesh, rows)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("captions")
-    if jax.process_index() == 0:
+    write_parts(config, workdir, clip, words, source, make_mesh(devices=jax.local_devices()), rows)
+    _wait_for_all("parts")
+    if is_first:
         join(config, workdir, words, source, rows)
+
+
+def _wait_for_all(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def write_parts(config, workdir, clip, words, source, mesh, rows) -> None:
