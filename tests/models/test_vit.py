@@ -112,6 +112,26 @@ def _run(spec, params, images):
     )
 
 
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("first", [1, 2])
+def test_first_tokens_are_those_of_all(images, layers, first):
+    """And their gradients: what the last block leaves out must not matter to them."""
+    spec = dataclasses.replace(SPEC, layers=layers)
+    params, model = _random(spec, images), VisionTransformer(spec)
+
+    def total(params, first, cut):
+        tokens = model.apply({"params": params}, images, train=False, first=first)
+        return (tokens[:, :cut] ** 3).sum(), tokens
+
+    fast, have = jax.grad(total, has_aux=True)(params, first, None)
+    slow, want = jax.grad(total, has_aux=True)(params, None, first)
+    assert have.shape == (len(images), first, spec.hidden_size)
+    np.testing.assert_allclose(have, want[:, :first], atol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(slow))
+    for one, other in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * largest)
+
+
 def _norm(x, params, eps):
     x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)

@@ -94,10 +94,10 @@ class DualEncoder(nn.Module):
         mean = jnp.asarray(self.spec.image.mean, jnp.float32)[None, None, None]
         std = jnp.asarray(self.spec.image.std, jnp.float32)[None, None, None]
         pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
-        tokens = self.image_encoder(pixels, train=train)
         if self.spec.pooling == "max":
-            return self.image_head(tokens, None)
-        return self.image_head(tokens, jnp.zeros(len(images), jnp.int32))
+            return self.image_head(self.image_encoder(pixels, train=train), None)
+        class_token = self.image_encoder(pixels, train=train, first=1)
+        return self.image_head(class_token, jnp.zeros(len(images), jnp.int32))
 
     def encode_text(
         self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], *, train: bool = False

@@ -142,20 +142,29 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None, *, train: bool
-    ) -> Float[Array, "B L D"]:
-        """Mixes the tokens; those where `mask` is False are seen by none (None: all are seen)."""
+        self,
+        tokens: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"] | None,
+        *,
+        train: bool,
+        first: int | None = None,
+    ) -> Float[Array, "B F D"]:
+        """Mixes the tokens; those where `mask` is False are seen by none (None: all are seen).
+
+        Of the result there are the `first` tokens alone (None: all, F = L).
+        """
         batch, length, width = tokens.shape
         size = head_size(width, self.heads)
 
-        def project(name: str) -> Array:
+        def project(name: str, tokens: Array) -> Array:
             x = dense(width, (Axis.EMBED, Axis.HEADS), dtype=self.dtype, name=name)(tokens)
             # Heads before tokens: products of plain matrices, which CPUs do in half the time that
             # `jax.nn.dot_product_attention` takes for its own order.
-            x = x.reshape(batch, length, self.heads, size).transpose(0, 2, 1, 3)
+            x = x.reshape(batch, -1, self.heads, size).transpose(0, 2, 1, 3)
             return constrain(x, _HEADS)
 
-        query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
+        query = project("q_proj", tokens[:, :first])
+        key, value = project("k_proj", tokens), project("v_proj", tokens)
         logits = jnp.matmul(
             query * size**-0.5, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32
         )
@@ -163,12 +172,12 @@ class Attention(nn.Module):
         if mask is not None:
             logits = jnp.where(mask[:, None, None, :], logits, lowest)
         if self.causal:
-            past = jnp.tril(jnp.ones((1, 1, length, length), jnp.bool_))
+            past = jnp.tril(jnp.ones((1, 1, query.shape[2], length), jnp.bool_))
             logits = jnp.where(past, logits, lowest)
         probabilities = nn.softmax(logits).astype(self.dtype)
         probabilities = nn.Dropout(self.dropout)(probabilities, deterministic=not train)
         x = constrain(jnp.matmul(probabilities, value), _HEADS)
-        x = x.transpose(0, 2, 1, 3).reshape(batch, length, width)
+        x = x.transpose(0, 2, 1, 3).reshape(batch, -1, width)
         x = dense(width, (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")(x)
         return constrain(x, TOKENS)
 
@@ -222,9 +231,18 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None, *, train: bool
-    ) -> Float[Array, "B L D"]:
-        """Transforms the tokens; those where `mask` is False are seen by none (None: all are)."""
+        self,
+        tokens: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"] | None,
+        *,
+        train: bool,
+        first: int | None = None,
+    ) -> Float[Array, "B F D"]:
+        """Transforms the tokens; those where `mask` is False are seen by none (None: all are).
+
+        Of the result there are the `first` tokens alone (None: all, F = L): all others are seen,
+        but nothing more is computed of them.
+        """
         attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="self_attn")
         mlp = Mlp(self.mlp_size, self.activation, self.dtype, name="mlp")
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -232,9 +250,11 @@ class TransformerBlock(nn.Module):
         layer_norm1 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm1")
         layer_norm2 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm2")
         if self.norm == "pre":
-            x = tokens + drop(attention(layer_norm1(tokens), mask, train=train))
+            mixed = attention(layer_norm1(tokens), mask, train=train, first=first)
+            x = tokens[:, :first] + drop(mixed)
             return x + drop(mlp(layer_norm2(x)))
-        x = layer_norm1(tokens + drop(attention(tokens, mask, train=train)))
+        mixed = attention(tokens, mask, train=train, first=first)
+        x = layer_norm1(tokens[:, :first] + drop(mixed))
         return layer_norm2(x + drop(mlp(x)))
 
 

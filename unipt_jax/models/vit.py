@@ -129,7 +129,9 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B N D"]:
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, train: bool, first: int | None = None
+    ) -> Float[Array, "B N D"]:
         """Returns the tokens after the final LayerNorm.
 
         The class token is first, then the distillation token if there is one, then the patches by
@@ -138,6 +140,8 @@ class VisionTransformer(nn.Module):
         Args:
             images: normalised pixels, `(pixel / 255 - spec.mean) / spec.std`, RGB.
             train: whether dropout is on; a Vision Transformer has none.
+            first: how many tokens are wanted, N; None for all. With one, a twelfth of the work of
+                12 layers is saved: the last block does nothing for the others.
 
         Raises:
             ValueError: the images are not of `spec.image_size`. 128x384 has as many patches as
@@ -154,7 +158,7 @@ class VisionTransformer(nn.Module):
             spec.patch_size, spec.hidden_size, spec.patch_bias, self.dtype, name="patch_embedding"
         )(images)
         names = ["class_token", "distillation_token"][: spec.prefix]
-        first = jnp.stack(
+        prefix = jnp.stack(
             [self.param(name, normal_init((Axis.EMBED,)), (spec.hidden_size,)) for name in names]
         )
         rows, columns = spec.grid
@@ -163,14 +167,14 @@ class VisionTransformer(nn.Module):
             normal_init((Axis.POSITION, Axis.EMBED)),
             (spec.prefix + rows * columns, spec.hidden_size),
         )
-        first = jnp.broadcast_to(
-            first[None].astype(self.dtype), (images.shape[0], spec.prefix, spec.hidden_size)
+        prefix = jnp.broadcast_to(
+            prefix[None].astype(self.dtype), (images.shape[0], spec.prefix, spec.hidden_size)
         )
-        x = jnp.concatenate([first, patches], axis=1) + positions[None].astype(self.dtype)
+        x = jnp.concatenate([prefix, patches], axis=1) + positions[None].astype(self.dtype)
         if spec.pre_layer_norm:
             x = LayerNorm(spec.layer_norm_eps, self.dtype, name="pre_layer_norm")(x)
         x = constrain(x, TOKENS)
         for index in range(spec.layers):
             block = block_of(spec, norm="pre", dtype=self.dtype, name=f"layers_{index}")
-            x = block(x, None, train=train)
-        return LayerNorm(spec.layer_norm_eps, self.dtype, name="layer_norm")(x)
+            x = block(x, None, train=train, first=first if index == spec.layers - 1 else None)
+        return LayerNorm(spec.layer_norm_eps, self.dtype, name="layer_norm")(x[:, :first])
