@@ -17,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,15 +138,12 @@ def input_rate(folder: str, batch_size: int) -> float:
     with tempfile.TemporaryDirectory() as workdir:
         source = sources.open_source(folder, Path(workdir))
         load = runner.LoadImages(source, 224, 224, batch_size, stop=True)
-        whole = source.size // batch_size
-        batches = [range(i * batch_size, (i + 1) * batch_size) for i in range(whole)]
-        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
-        loaded = iter(grain.MapDataset.source(batches).map(load).to_iter_dataset(options))
+        whole = source.size // batch_size * batch_size
+        loaded = runner.load_batches(load, [range(whole)])
         started = time.perf_counter()
         for _ in loaded:
             pass
-        loaded.close()
-        return whole * batch_size / (time.perf_counter() - started)
+        return whole / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def check(config: schema.Caption, resumed: epath.PathLike | None) -> None:
     runner.read_lexicon(config)
     if config.tokenizer:
         tokenization.load(config.tokenizer)
-    unipt_jax.load(config.clip)
+    runner.require_temperature(unipt_jax.load(config.clip).model)
 
 
 def run(config: schema.Caption, workdir: epath.Path, resume: bool) -> None:

@@ -1,5 +1,6 @@
 """Captions of a collection: whole, in order, and the same however often the run is killed."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -153,8 +154,8 @@ test_runner.runner.caption(test_runner.config(folder), workdir, test_runner.make
 """
 
 
-def test_two_processes_share_the_images(folder, undisturbed, tmp_path):
-    """Each captions half of the parts; together they make the captions of one process."""
+def run_as_two_processes(folder, workdir):
+    """Returns what each wrote to its log."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -162,7 +163,7 @@ def test_two_processes_share_the_images(folder, undisturbed, tmp_path):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, address, str(number), str(folder), str(tmp_path)],
+            [sys.executable, "-c", _PROCESS, address, str(number), str(folder), str(workdir)],
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
@@ -171,7 +172,13 @@ def test_two_processes_share_the_images(folder, undisturbed, tmp_path):
     ]
     errors = [child.communicate(timeout=240)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
-    done = [int(re.findall(r"\d+ of (\d+) images", text)[-1]) for text in errors]
+    return errors
+
+
+def test_two_processes_share_the_images(folder, undisturbed, tmp_path):
+    """Each captions half of the parts; together they make the captions of one process."""
+    errors = run_as_two_processes(folder, tmp_path)
+    done = [int(re.findall(r"of (\d+) images captioned", text)[-1]) for text in errors]
     assert sum(done) == IMAGES and min(done) > 0
     # Half as large batches: probabilities may differ in their last digit, captions may not.
     ours, theirs = contents(tmp_path), contents(undisturbed)
@@ -190,7 +197,8 @@ def test_every_image_has_its_line(folder, undisturbed):
     assert [row["image"] for row in rows(undisturbed)] == [n for n in names if n not in bad]
     quarantine = (undisturbed / "quarantine.jsonl").read_text().splitlines()
     assert {json.loads(line)["image"] for line in quarantine} == bad
-    assert all("cannot be decoded" in json.loads(line)["fault"] for line in quarantine)
+    assert all("cannot be decoded" in json.loads(line)["faults"][0] for line in quarantine)
+    assert [names[json.loads(line)["record"]] for line in quarantine] == sorted(bad)
     assert sorted(path.name for path in undisturbed.iterdir() if path.is_dir()) == []
 
 
@@ -221,7 +229,8 @@ def test_a_line_is_what_the_scorer_says_of_that_image(folder, clip, undisturbed)
 def test_pre_training_reads_the_result(folder, undisturbed):
     split = builders.open_split(undisturbed, "train")
     lines = rows(undisturbed)
-    assert len(split.images) == len(lines) == len(set(split.identities.tolist()))
+    assert split.identities.tolist() == list(range(len(lines))) and len(split.images) == len(lines)
+    assert builders.read_identities(undisturbed, "train") == []  # Nobody knows a name.
     for place in (0, 70, len(lines) - 1):
         entry = split.images[place]
         assert entry["path"] == lines[place]["image"]
@@ -249,12 +258,24 @@ def test_a_finished_run_is_left_alone(folder, clip, undisturbed):
     assert contents(undisturbed) == before
 
 
-def test_a_prepared_data_set_keeps_identities_and_splits_apart(data, clip, tmp_path):
+def test_a_prepared_data_set_keeps_identities_and_splits(data, clip, tmp_path):
+    """What is for testing must not come into pre-training by way of its captions."""
     runner.caption(config(data, batch_size=64), tmp_path, clip)
-    split = builders.open_split(tmp_path, "train")
-    assert len(split.images) == 396
-    names = builders.read_identities(tmp_path, "train")
-    assert len(names) == 11 and all(name.startswith("cuhk_pedes/") for name in names)
+    before, after = (
+        builders.read_manifest(data)["splits"],
+        builders.read_manifest(tmp_path)["splits"],
+    )
+    assert before.keys() == after.keys() and len(before) > 1
+    for name in before:
+        assert after[name]["images"] == after[name]["captions"] == before[name]["images"]
+        ours, theirs = builders.open_split(tmp_path, name), builders.open_split(data, name)
+        paths = [
+            [split.images[at]["path"] for at in range(len(split.images))]
+            for split in (ours, theirs)
+        ]
+        assert paths[0] == paths[1]
+        assert builders.read_identities(tmp_path, name) == builders.read_identities(data, name)
+        assert ours.identities.tolist() == theirs.identities.tolist()
 
 
 def test_another_seed_writes_other_texts_of_the_same_attributes(
@@ -287,16 +308,119 @@ def test_what_does_not_fit_is_refused_first(folder, clip, tmp_path):
         runner.read_lexicon(config(folder, wrappers=99))
 
 
+def killed_after(parts, folder, clip, workdir, monkeypatch):
+    """Leaves a run behind that died when so many parts were whole."""
+    written = [0]
+    real = runner.write_json_lines
+
+    def write(*arguments):
+        if written[0] == parts:
+            raise Killed
+        written[0] += 1
+        real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "write_json_lines", write)
+        with pytest.raises(Killed):
+            runner.caption(config(folder), workdir, clip)
+    assert len(list((workdir / "parts").glob("*.jsonl"))) == parts
+
+
+def test_another_number_of_processes_goes_on_with_the_same_parts(
+    folder, clip, undisturbed, tmp_path, monkeypatch
+):
+    """A part's images do not depend on how many processes share the work."""
+    killed_after(1, folder, clip, tmp_path, monkeypatch)
+    run_as_two_processes(folder, tmp_path)
+    assert [row["image"] for row in rows(tmp_path)] == [row["image"] for row in rows(undisturbed)]
+    assert [row["caption"] for row in rows(tmp_path)] == [
+        row["caption"] for row in rows(undisturbed)
+    ]
+
+
+def test_a_part_that_lacks_lines_is_noticed(folder, clip, tmp_path, monkeypatch):
+    killed_after(1, folder, clip, tmp_path, monkeypatch)
+    part = tmp_path / "parts" / "00000000.jsonl"
+    part.write_text("".join(part.read_text().splitlines(keepends=True)[:-3]))
+    with pytest.raises(DataError, match=r"holds 147 lines of 150 images; begin anew"):
+        runner.caption(config(folder), tmp_path, clip)
+
+
+def test_what_a_killed_writer_left_aside_is_removed(folder, clip, undisturbed, tmp_path):
+    (tmp_path / "parts").mkdir()
+    for name in ("parts/.00000001.jsonl.123-0123abcd.tmp", ".captions.jsonl.9-89abcdef.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    runner.caption(config(folder), tmp_path, clip)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_an_image_that_vanished_since_stops_the_run_until_it_is_back(
+    folder, clip, undisturbed, tmp_path, monkeypatch
+):
+    killed_after(2, folder, clip, tmp_path, monkeypatch)
+    gone = folder / "camera 0" / "0000.png"
+    content = gone.read_bytes()
+    gone.unlink()
+    try:
+        with pytest.raises(DataError, match=r"0000\.png.*put it back and go on with --resume"):
+            runner.caption(config(folder), tmp_path, clip)
+    finally:
+        gone.write_bytes(content)
+    runner.caption(config(folder), tmp_path, clip)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_storage_that_fails_is_no_fault_of_the_images(folder, clip, tmp_path, monkeypatch):
+    """An error of input or output stops the run, which later goes on, instead of a quarantine."""
+    real = Path.read_bytes
+
+    def fails(path):
+        if path.name == "0040.png":
+            raise OSError(5, "Input/output error", str(path))
+        return real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            runner.caption(config(folder), tmp_path, clip)
+    runner.caption(config(folder), tmp_path, clip)
+    assert len(rows(tmp_path)) == IMAGES - 5
+
+
+@pytest.mark.parametrize("what", ["lexicon", "clip"])
+def test_other_inputs_are_not_mixed_in(folder, clip, tmp_path, monkeypatch, what):
+    texts = tmp_path / "lexicon.json"
+    texts.write_bytes(Path(lexicon.ENGLISH).read_bytes())
+    own = config(folder, lexicon=str(texts))
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "join", lambda *_: None)  # All parts, and no end.
+        runner.caption(own, run, clip)
+    if what == "lexicon":
+        texts.write_text(texts.read_text().replace("backpack", "rucksack"))
+    else:
+        params = jax.tree.map(lambda leaf: leaf + 0.01, clip.params)
+        clip = dataclasses.replace(clip, params=params)
+    with pytest.raises(DataError, match=f"begun with another {what} than {what}="):
+        runner.caption(own, run, clip)
+
+
+def test_a_model_that_is_never_sure_is_refused(folder, clip, tmp_path):
+    spec = dataclasses.replace(SPEC, temperature="none")
+    with pytest.raises(ConfigError, match=r"no temperature.*contrastive\.temperature=learned"):
+        runner.caption(config(folder), tmp_path, dataclasses.replace(clip, model=DualEncoder(spec)))
+
+
 def test_progress_tells_speed_and_time_left(caplog, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
     with caplog.at_level(logging.INFO):
-        progress = runner.Progress(40_000)
+        progress = runner.Progress("captioned", 40_000)
         for step in range(4):
             now[0] += 6.0
             progress.advance(60 if step < 3 else 39_820)
     # Every ten seconds at most, and at the end.
     assert [record.getMessage() for record in caplog.records] == [
-        "120 of 40000 images, 10 images/s, 1:06:28 left",
-        "40000 of 40000 images, 1667 images/s, 0:00:00 left",
+        "120 of 40000 images captioned, 10 images/s, 1:06:28 left",
+        "40000 of 40000 images captioned, 1.67e+03 images/s, 0:00:00 left",
     ]

@@ -1,6 +1,9 @@
 """Images of a folder, of a list and of a prepared data set, under numbers that never change."""
 
+import codecs
+import logging
 import os
+import shutil
 
 import pytest
 
@@ -41,7 +44,8 @@ def test_a_folder_is_searched_at_any_depth(folder, tmp_path):
     again = sources.open_source(str(root), tmp_path)
     order = [source.path(number) for number in range(source.size)]
     assert order == [again.path(number) for number in range(again.size)]
-    assert [source.identity(number) for number in range(source.size)] == order
+    assert {source.identity(number) for number in range(source.size)} == {""}
+    assert source.splits == {"train": range(len(files))}
 
 
 def test_a_run_that_goes_on_sees_the_images_of_before(folder, tmp_path):
@@ -95,6 +99,8 @@ def test_a_prepared_data_set_keeps_its_identities(data, tmp_path):
     source = sources.open_source(str(data), tmp_path)
     splits = [builders.open_split(data, name) for name in builders.read_manifest(data)["splits"]]
     assert source.size == sum(len(split.images) for split in splits) == 396
+    assert [len(numbers) for numbers in source.splits.values()] == [len(s.images) for s in splits]
+    assert [n for numbers in source.splits.values() for n in numbers] == list(range(396))
     number = 0
     for split in splits:
         for place in (0, len(split.images) - 1):
@@ -114,3 +120,51 @@ def test_where_nothing_is_to_caption(tmp_path):
     empty.mkdir()
     with pytest.raises(DataError, match="no image is in there"):
         sources.open_source(str(empty), tmp_path / "run")
+    (empty / "a.jpg").write_bytes(b"1")  # A run that goes on looks again.
+    assert sources.open_source(str(empty), tmp_path / "run").size == 1
+    with pytest.raises(DataError, match=r"a\.jpg is one image; name its folder"):
+        sources.open_source(str(empty / "a.jpg"), tmp_path / "other")
+
+
+def test_what_cannot_be_decoded_anyway_is_passed_over_and_counted(folder, tmp_path, caplog):
+    """Pillow knows suffixes of films and documents too."""
+    root, files = folder
+    for name in ("film.mpg", "paper.pdf", "deep.h5"):
+        (root / name).write_bytes(b"")
+    with caplog.at_level(logging.INFO):
+        assert everything(sources.open_source(str(root), tmp_path)) == files
+    assert "5 other files passed over" in caplog.text and ".mpg 1" in caplog.text
+
+
+def test_a_list_from_windows_is_read(folder, tmp_path):
+    root, files = folder
+    names = root / "list.txt"
+    names.write_bytes(codecs.BOM_UTF8 + b"b.jpg\r\ncam 1\\x y.jpeg\r\n")
+    source = sources.open_source(str(names), tmp_path)
+    assert [source.read(number) for number in range(2)] == [files["b.jpg"], files["cam 1/x y.jpeg"]]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch):
+    root, _ = folder
+
+    def walk(top, onerror, followlinks):
+        onerror(PermissionError(13, "Permission denied", str(root / "cam 1")))
+        yield from ()
+
+    monkeypatch.setattr(sources.os, "walk", walk)
+    with pytest.raises(DataError, match="cam 1: cannot be listed"):
+        sources.open_source(str(root), tmp_path)
+
+
+def test_storage_out_of_reach_is_not_a_missing_image(folder, tmp_path):
+    root, _ = folder
+    source = sources.open_source(str(root), tmp_path)
+    shutil.move(root, tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        source.read(0)
+
+
+def test_a_long_listing_is_scanned_in_pieces(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK", 7)
+    root, files = folder
+    assert everything(sources.open_source(str(root), tmp_path)) == files

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -295,3 +298,26 @@ def test_models_of_others_are_no_runs(tmp_path, content, flag):
     with pytest.raises(ConfigError, match="not a run's directory; it was left untouched"):
         files.claim_workdir(tmp_path, **{flag: True})
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_what_killed_writers_left_aside_goes_away(tmp_path):
+    """A writer that is killed outright cannot tidy up after itself."""
+    code = (
+        "import os, signal, sys; from unipt_jax.core.files import write_stream\n"
+        "def pieces():\n"
+        "    yield b'half'\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_stream(sys.argv[1], pieces())"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "config.json")])
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".config.json.")
+    (tmp_path / ".hidden.tmp").write_bytes(b"the user's own")
+    files.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".hidden.tmp"]
+
+
+def test_a_run_killed_while_it_began_does_not_block_its_directory(tmp_path):
+    (tmp_path / ".config.json.17-0a1b2c3d.tmp").write_bytes(b"{")
+    assert files.claim_workdir(tmp_path) == tmp_path

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unipt_jax.core import random
@@ -60,7 +60,6 @@ def test_the_host_stream_keeps_its_numbers():
     assert draw(3, "hello", 12) == tuple(expected.tolist())
 
 
-@settings(deadline=None)
 @given(
     first=st.tuples(SEEDS, NAMES, POSITIONS),
     second=st.tuples(SEEDS, NAMES, POSITIONS),

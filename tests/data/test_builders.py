@@ -1,5 +1,6 @@
 """Prepared data sets: written whole, read at random, refused when damaged."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -149,6 +150,19 @@ def test_equal_data_sets_have_equal_bytes(prepared):
     reader.close()
     places = [record.index(name) for name in (b"captions", b"identity", b"image", b"path")]
     assert places == sorted(places)
+
+
+def test_who_has_no_name_is_no_one_elses(source, tmp_path):
+    """Labels of names first, by name; then one for each record without."""
+    names = ("toy/10", "", "toy/2", "", "toy/10")
+    records = [
+        dataclasses.replace(record, identity=name, split="train")
+        for record, name in zip(RECORDS, names, strict=True)
+    ]
+    train = builders.open_split(write(source, tmp_path, records=records), "train")
+    assert train.identities.tolist() == [1, 2, 0, 3, 1]
+    assert builders.read_identities(tmp_path, "train") == ["toy/2", "toy/10"]
+    assert builders.read_manifest(tmp_path)["splits"]["train"]["identities"] == 4
 
 
 def test_without_tokenizer(source, tmp_path):

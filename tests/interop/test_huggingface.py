@@ -463,9 +463,7 @@ KEYS = [
 PIXELS = ["rescale_factor", "do_rescale", "do_normalize", "image_mean", "image_std"]
 
 
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     config=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2),
     processor=st.dictionaries(st.sampled_from(PIXELS), VALUES, max_size=2),

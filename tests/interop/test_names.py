@@ -144,7 +144,7 @@ def test_no_name_is_there_twice(table):
     assert len(set(foreign)) == len(foreign)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.data())
 @each_table
 def test_reads_back_what_it_reads(table, data):

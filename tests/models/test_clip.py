@@ -133,7 +133,7 @@ def test_a_text_longer_than_the_positions_is_refused(params):
 ids = st.integers(0, V - 1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(ids, min_size=12, max_size=12), st.integers(1, 11), st.integers(1, V - 1))
 def test_a_token_sees_none_after_it(params, text, place, shift):
     text, seen = np.array([text], np.int32), jnp.ones((1, 12), bool)
@@ -144,7 +144,7 @@ def test_a_token_sees_none_after_it(params, text, place, shift):
     assert np.abs(have[place] - want[place]).max() > 1e-3
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(0, START - 1), max_size=9),
     st.lists(ids, min_size=11, max_size=11),

@@ -40,7 +40,7 @@ def test_equals_torch(source, target, prefix):
 sides = st.integers(1, 16)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.tuples(sides, sides), st.tuples(sides, sides), st.integers(0, 2))
 def test_equals_torch_between_any_grids(source, target, prefix):
     """P20: larger, smaller and both at once, square or not."""

@@ -59,7 +59,7 @@ def assert_same(model, pretrained):
     np.testing.assert_allclose(logits, at_positions, rtol=0, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(references.towers())
 @example(references.tower(1e-12, "gelu"))
 @example(references.tower(1e-3, "gelu_new"))

@@ -99,7 +99,7 @@ def assert_same(model, pretrained, text=None, **arguments):
     np.testing.assert_array_equal(have.argsort(axis=0), want.argsort(axis=0))
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(configurations())
 @example(square(1e-12, "quick_gelu"))
 @example(square(1e-3, "gelu"))

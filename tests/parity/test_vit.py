@@ -57,7 +57,7 @@ def assert_same(model, pretrained):
     np.testing.assert_allclose(have, want, rtol=0, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(st.sampled_from(list(KINDS)), configurations())
 @example("vit", square(1e-12, "gelu", (12, 6)))
 @example("deit", square(1e-3, "gelu_new", (3, 9)))

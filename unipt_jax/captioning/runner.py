@@ -1,12 +1,17 @@
 """Captions for a collection of images: scored in batches, written in parts, joined at the end.
 
-A part is whole or absent, and holds the same batches in every run, so that a run that was killed at
-any moment goes on to the same bytes. Nothing but small numbers is kept of an image.
+A part is whole or absent and holds the same images in every run, whatever the number of processes,
+so that a run that was killed at any moment goes on to the same bytes. Of an image no more is kept
+than a few numbers.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +22,14 @@ import grain
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from unipt_jax.captioning import composer, frequencies, lexicon, scorer, sources
 from unipt_jax.captioning.lexicon import Lexicon
 from unipt_jax.captioning.sources import Source
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError
-from unipt_jax.core.files import write_json, write_json_lines
+from unipt_jax.core.files import read_json, remove_leftovers, write_json, write_json_lines
 from unipt_jax.core.sharding import batch_sharding, make_mesh, require_divisible
 from unipt_jax.data import builders, images
 from unipt_jax.data.annotations import Record
@@ -62,6 +68,19 @@ def read_lexicon(config: schema.Caption) -> Lexicon:
     return words
 
 
+def require_temperature(model: DualEncoder) -> None:
+    """Checks that a model's similarities tell how sure it is.
+
+    Raises:
+        ConfigError: they have no temperature: among cosines no phrase is ever likelier than 0.9.
+    """
+    if model.spec.temperature == "none":
+        raise ConfigError(
+            "the model of `clip` has no temperature, so that no optional attribute would ever be "
+            "kept; take a CLIP, or a run with contrastive.temperature=learned"
+        )
+
+
 def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
     """Captions every image that has no caption yet, then joins all into the results.
 
@@ -69,27 +88,56 @@ def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
     if an image could not be read, and the data set that pre-training reads.
 
     Raises:
-        DataError: there is no image, one cannot be read and `on_bad_record` is "stop", or the
-            tokenizer or the lexicon cannot be read.
-        ConfigError: the batch cannot be split over the devices.
+        DataError: there is no image, one cannot be read and `on_bad_record` is "stop", the
+            tokenizer or the lexicon cannot be read, or, in a run that goes on, the lexicon or the
+            weights are no longer the same.
+        ConfigError: the batch cannot be split over the devices, or as `require_temperature`.
+        OSError: the storage fails; the run can go on later.
     """
-    if (workdir / builders.MANIFEST).exists():
-        shutil.rmtree(workdir / PARTS, ignore_errors=True)  # A kill may have left them.
-        log.info("%s is complete", workdir)
-        return
+    require_temperature(clip.model)
     require_divisible(config.batch_size, make_mesh())
     words, is_first = read_lexicon(config), jax.process_index() == 0
-    if not is_first:
-        _wait_for_all("listing")  # The first process lists the images; the others read its list.
-    source = sources.open_source(config.images, workdir)
     if is_first:
-        _wait_for_all("listing")
-    # Each process judges images of its own on devices of its own.
-    rows = config.batch_size // jax.process_count()
-    write_parts(config, workdir, clip, words, source, make_mesh(devices=jax.local_devices()), rows)
+        remove_leftovers(workdir)
+        remove_leftovers(workdir / PARTS)
+        if (workdir / builders.MANIFEST).exists():
+            shutil.rmtree(workdir / PARTS, ignore_errors=True)  # A kill may have left them.
+    if (workdir / builders.MANIFEST).exists():
+        log.info("%s is complete", workdir)
+        return
+    if is_first:
+        _require_same_inputs(config, workdir, clip)
+        source = sources.open_source(config.images, workdir)
+    _wait_for_all("listing")  # The first process lists the images; the others read its list.
+    if not is_first:
+        source = sources.open_source(config.images, workdir)
+    write_parts(config, workdir, clip, words, source)
     _wait_for_all("parts")
     if is_first:
-        join(config, workdir, words, source, rows)
+        join(config, workdir, words, source)
+    _wait_for_all("end")
+
+
+def _require_same_inputs(config: schema.Caption, workdir: Path, clip: Clip) -> None:
+    """Checks that what was captioned before had the same lexicon and weights."""
+    weights = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(clip.params):
+        weights.update(np.asarray(leaf).tobytes())
+    texts = Path(config.lexicon or lexicon.ENGLISH).read_bytes()
+    now = {
+        "lexicon": hashlib.blake2b(texts, digest_size=16).hexdigest(),
+        "clip": weights.hexdigest(),
+    }
+    path = workdir / PARTS / "inputs.json"
+    before = read_json(path) if path.exists() else now
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise DataError(
+            f"{workdir} was begun with another {' and another '.join(changed)} than "
+            f"{', '.join(f'{name}={getattr(config, name)}' for name in changed)} holds now; "
+            "begin anew with --overwrite"
+        )
+    write_json(path, now)
 
 
 def _wait_for_all(name: str) -> None:
@@ -97,105 +145,128 @@ def _wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def write_parts(config, workdir, clip, words, source, mesh, rows) -> None:
+def write_parts(
+    config: schema.Caption, workdir: Path, clip: Clip, words: Lexicon, source: Source
+) -> None:
     """Writes this process's parts that are missing."""
+    size = _part_size(config)
     missing = [
         part
-        for part in range(jax.process_index(), _parts(source, rows), jax.process_count())
+        for part in range(jax.process_index(), _parts(config, source), jax.process_count())
         if not _part_file(workdir, part).exists()
     ]
-    batches = [batch for part in missing for batch in _batches_of(part, source, rows)]
+    spans = [range(part * size, min((part + 1) * size, source.size)) for part in missing]
+    # Each process judges images of its own on devices of its own.
+    rows, mesh = config.batch_size // jax.process_count(), make_mesh(devices=jax.local_devices())
     height, width = clip.model.spec.image.image_size
-    stop = config.on_bad_record == "stop"
-    load = LoadImages(source, height, width, rows, stop)
-    features = jax.numpy.asarray(
-        scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[: config.wrappers])
+    load = LoadImages(source, height, width, rows, config.on_bad_record == "stop")
+    split, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(clip.params, everywhere)
+    log.info("encoding the prompts, then compiling")
+    features = jax.device_put(
+        scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[: config.wrappers]),
+        everywhere,
     )
-    split = batch_sharding(mesh)
     score = scorer.make_scorer(clip.model, scorer.layout(words.sets), mesh, config.threshold)
     labels = {name: tuple(each.phrases) for name, each in words.sets.items()}
-    progress = Progress(sum(len(batch) for batch in batches))
+    progress = Progress("captioned", sum(map(len, spans)))
     written: list[dict[str, Any]] = []
 
     def finish(batch: Mapping[str, Any], result: tuple[jax.Array, jax.Array]) -> None:
         indices, probabilities = map(np.asarray, result)
         numbers = batch["numbers"]
-        for row, (path, fault) in enumerate(zip(batch["paths"], batch["faults"], strict=True)):
+        for row, number in enumerate(numbers):
+            path, fault = batch["paths"][row], batch["faults"][row]
             if fault:
-                written.append({"image": path, "fault": fault})
+                written.append({"record": number, "image": path, "faults": [fault]})
             else:
                 attributes = _attributes(labels, indices[row], probabilities[row])
                 written.append(_row(words, path, attributes, config.seed))
-        part = numbers[0] // (rows * _BATCHES_A_PART)
-        if numbers[-1] + 1 in ((part + 1) * rows * _BATCHES_A_PART, source.size):
-            write_json_lines(_part_file(workdir, part), written)
+        if (numbers[-1] + 1) % size == 0 or numbers[-1] + 1 == source.size:
+            write_json_lines(_part_file(workdir, numbers[0] // size), written)
             written.clear()
         progress.advance(len(numbers))
 
-    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
-    loaded = iter(grain.MapDataset.source(batches).map(load).to_iter_dataset(options))
     waiting = None
-    try:
+    with contextlib.closing(load_batches(load, spans)) as loaded:
         for batch in loaded:
             # Not `put_batch`: the mesh is this process's own, and so is the whole batch.
-            result = score(clip.params, features, jax.device_put(batch["image"], split))
+            result = score(params, features, jax.device_put(batch["image"], split))
             # The device works on this batch while the host writes the one before.
             if waiting:
                 finish(*waiting)
             waiting = batch, result
         if waiting:
             finish(*waiting)
-    finally:
-        loaded.close()
 
 
-def join(config, workdir: Path, words: Lexicon, source: Source, rows: int) -> None:
+def join(config: schema.Caption, workdir: Path, words: Lexicon, source: Source) -> None:
     """Joins the parts into `captions.jsonl`, the data set and the statistics."""
-    parts = [_part_file(workdir, part) for part in range(_parts(source, rows))]
+    parts = [_part_file(workdir, part) for part in range(_parts(config, source))]
 
-    def lines() -> Iterator[dict[str, Any]]:
-        for part in parts:
-            with part.open() as file:
-                yield from map(json.loads, file)
+    def lines(numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        everything = (json.loads(line) for part in parts for line in _lines_of(part))
+        return itertools.islice(enumerate(everything), numbers.start, numbers.stop)
 
-    faults = [row for row in lines() if "fault" in row]
-    if faults:
-        write_json_lines(workdir / builders.QUARANTINE, faults)
+    every = range(source.size)
+    captioned = lambda: (row for _, row in lines(every) if "caption" in row)  # noqa: E731
+    faulty = lambda: (row for _, row in lines(every) if "faults" in row)  # noqa: E731
+    found, left_out = sum(1 for _ in captioned()), sum(1 for _ in faulty())
+    if found + left_out != source.size:
+        raise DataError(
+            f"{workdir / PARTS} holds {found + left_out} lines of {source.size} images; begin anew "
+            "with --overwrite"
+        )
+    if not found:
+        first = next(faulty())["faults"][0]
+        shutil.rmtree(workdir / PARTS)  # So that a run that goes on tries again.
+        raise DataError(f"none of the {source.size} images can be read; first: {first}")
+    if left_out:
+        write_json_lines(workdir / builders.QUARANTINE, faulty())
         log.warning(
             "%d image(s) could not be read; they are listed in %s",
-            len(faults),
+            left_out,
             workdir / builders.QUARANTINE,
         )
-    if len(faults) == source.size:
-        raise DataError(
-            f"none of the {source.size} images can be read; first: {faults[0]['fault']}"
-        )
-    write_json_lines(workdir / CAPTIONS, (row for row in lines() if "fault" not in row))
-    counts = frequencies.count(words.sets, (row for row in lines() if "fault" not in row))
-    write_json(workdir / STATISTICS, {"quarantined": len(faults), **counts})
+    write_json_lines(workdir / CAPTIONS, captioned())
+    counts = frequencies.count(words.sets, captioned())
+    write_json(workdir / STATISTICS, {"quarantined": left_out, **counts})
     frequencies.plot(words.sets, counts, workdir / "frequencies.png")
-    records = (
-        Record(
-            position=number,
-            image=row["image"],
-            captions=(row["caption"],),
-            identity=source.identity(number),
-            split="train",
-        )
-        for number, row in enumerate(lines())
-        if "fault" not in row
-    )
+    progress = Progress("written to the data set", found)
+
+    def records(split: str) -> Iterator[Record]:
+        for number, row in lines(source.splits[split]):
+            if "caption" in row:
+                identity = source.identity(number)
+                yield Record(row["image"], (row["caption"],), identity, split, number)
+                progress.advance(1)
+
     builders.write_splits(
-        {"train": records},
-        read=lambda record: source.read(record.position),
+        {split: records(split) for split, numbers in source.splits.items() if numbers},
+        read=lambda record: _read_again(source, record.position),
         name="captions",
         workdir=workdir,
         tokenizer=config.tokenizer,
-        quarantined=len(faults),
+        quarantined=left_out,
         notices={},
     )
     shutil.rmtree(workdir / PARTS)
     print(builders.summary(builders.read_manifest(workdir)))
+
+
+def _lines_of(part: Path) -> Iterator[str]:
+    with part.open(encoding="utf-8") as file:
+        yield from file
+
+
+def _read_again(source: Source, number: int) -> bytes:
+    try:
+        return source.read(number)
+    except DataError as error:
+        raise DataError(
+            f"{error}, though it could be when it was captioned; put it back and go on with "
+            "--resume, or begin anew with --overwrite"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,16 +294,36 @@ class LoadImages:
                 image[row] = images.resize(decoded, self.height, self.width)
             except DataError as error:
                 if self.stop:
-                    raise
+                    raise DataError(
+                        f"{error}; mend it, or leave such images out with "
+                        "--config.on_bad_record=quarantine"
+                    ) from None
                 faults[row] = str(error)
         return {"image": image, "numbers": numbers, "paths": paths, "faults": faults}
 
 
-class Progress:
-    """Logs how many images are done, how fast, and how long the rest takes."""
+def load_batches(load: LoadImages, spans: Sequence[range]) -> Iterator[dict[str, Any]]:
+    """Loads the images of spans of numbers in batches, ahead of time, in order."""
+    batches = [
+        numbers[at : at + load.rows]
+        for numbers in spans
+        for at in range(0, len(numbers), load.rows)
+    ]
+    # Reading waits for the storage: some threads more than there are cores.
+    threads = 4 + (os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    loaded = iter(grain.MapDataset.source(batches).map(load).to_iter_dataset(options))
+    try:
+        yield from loaded
+    finally:
+        loaded.close()
 
-    def __init__(self, total: int):
-        self._total, self._done = total, 0
+
+class Progress:
+    """Logs how many images of this run are done, how fast, and how long the rest takes."""
+
+    def __init__(self, what: str, total: int):
+        self._what, self._total, self._done = what, total, 0
         self._started = self._logged = time.monotonic()
 
     def advance(self, count: int) -> None:
@@ -245,9 +336,10 @@ class Progress:
         speed = self._done / max(now - self._started, 1e-9)
         left = int((self._total - self._done) / speed)
         log.info(
-            "%d of %d images, %.0f images/s, %d:%02d:%02d left",
+            "%d of %d images %s, %.3g images/s, %d:%02d:%02d left",
             self._done,
             self._total,
+            self._what,
             speed,
             left // 3600,
             left // 60 % 60,
@@ -255,18 +347,17 @@ class Progress:
         )
 
 
-def _parts(source: Source, rows: int) -> int:
-    return -(-source.size // (rows * _BATCHES_A_PART))
+def _part_size(config: schema.Caption) -> int:
+    """Returns how many images a part holds, whatever the number of processes that write them."""
+    return _BATCHES_A_PART * config.batch_size
+
+
+def _parts(config: schema.Caption, source: Source) -> int:
+    return -(-source.size // _part_size(config))
 
 
 def _part_file(workdir: Path, part: int) -> Path:
     return workdir / PARTS / f"{part:08}.jsonl"
-
-
-def _batches_of(part: int, source: Source, rows: int) -> Iterator[range]:
-    first = part * rows * _BATCHES_A_PART
-    last = min(first + rows * _BATCHES_A_PART, source.size)
-    return (range(start, min(start + rows, last)) for start in range(first, last, rows))
 
 
 def _attributes(

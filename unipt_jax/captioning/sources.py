@@ -1,9 +1,12 @@
 """Where images to caption come from: a folder, a list of files, or a prepared data set."""
 
+import codecs
 import dataclasses
 import itertools
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,14 @@ from PIL import Image
 from unipt_jax.core.errors import DataError
 from unipt_jax.core.files import write_stream
 from unipt_jax.data import builders
+from unipt_jax.data.images import FORMATS
+
+log = logging.getLogger(__name__)
 
 LISTING = "images.list"  # Paths, each ended by a zero byte, the one that no path can hold.
+
+_SUFFIXES = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
+_CHUNK = 1 << 24  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +31,15 @@ class Source:
 
     Attributes:
         size: how many there are.
+        splits: the numbers of each split, which follow one another.
         path: names an image, by its number.
-        identity: who is in it; in an unlabelled one, no one else's.
-        read: returns its encoded bytes; raises `DataError` if it cannot be read.
+        identity: who is in it; empty if nobody knows.
+        read: returns its encoded bytes; raises `DataError` if it is not there or forbidden, and
+            `OSError` where the storage fails, which is no fault of the image.
     """
 
     size: int
+    splits: Mapping[str, range]
     path: Callable[[int], str]
     identity: Callable[[int], str]
     read: Callable[[int], bytes]
@@ -47,11 +59,16 @@ def open_source(images: str, workdir: Path) -> Source:
         return _prepared(images)
     require_place(images)
     if not listing.exists():
-        paths = _walk(place) if place.is_dir() else _lines(place)
+        others: Counter[str] = Counter()
+        paths = _walk(place, others) if place.is_dir() else _lines(place)
         write_stream(listing, (os.fsencode(path) + b"\0" for path in paths))
+        if others:
+            counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
+            log.info("%d other files passed over (%s)", others.total(), counts)
     source = _listed(listing, place if place.is_dir() else place.parent)
     if not source.size:
-        raise DataError(f"images={images}: no image is in there")
+        listing.unlink()
+        raise DataError(f"images={images}: no image is in there ({', '.join(sorted(_SUFFIXES))})")
     return source
 
 
@@ -59,16 +76,20 @@ def require_place(images: str) -> None:
     """Checks that there is something to open.
 
     Raises:
-        DataError: there is not.
+        DataError: there is not, or it is a single image.
     """
     if not Path(images).exists():
         raise DataError(f"images={images}: no such folder, list or prepared data set")
+    if Path(images).is_file() and Path(images).suffix.lower() in _SUFFIXES:
+        raise DataError(f"images={images} is one image; name its folder, or a list of paths")
 
 
 def _listed(listing: Path, root: Path) -> Source:
     # Mapped, not read: the paths stay on disk. An empty file cannot be mapped.
     content = np.memmap(listing, np.uint8, "r") if listing.stat().st_size else np.zeros(0, np.uint8)
-    ends = np.flatnonzero(content == 0)
+    starts = range(0, len(content), _CHUNK)
+    parts = [np.flatnonzero(content[start : start + _CHUNK] == 0) + start for start in starts]
+    ends = np.concatenate([np.zeros(0, np.int64), *parts])
 
     def name(number: int) -> bytes:
         start = ends[number - 1] + 1 if number else 0
@@ -82,10 +103,12 @@ def _listed(listing: Path, root: Path) -> Source:
         file = root / os.fsdecode(name(number))
         try:
             return file.read_bytes()
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            if not root.is_dir():  # Not this image: all of them are out of reach.
+                raise
             raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
 
-    return Source(len(ends), path, path, read)
+    return Source(len(ends), {"train": range(len(ends))}, path, lambda number: "", read)
 
 
 def _prepared(directory: str) -> Source:
@@ -105,21 +128,32 @@ def _prepared(directory: str) -> Source:
 
     def identity(number: int) -> str:
         split, place = find(number)
-        return identities[split][int(splits[split].identities[place])]
+        names, label = identities[split], int(splits[split].identities[place])
+        return names[label] if label < len(names) else ""
 
     return Source(
         starts[-1],
+        {
+            name: range(*bounds)
+            for name, bounds in zip(names, itertools.pairwise(starts), strict=True)
+        },
         lambda number: entry(number)["path"],
         identity,
         lambda number: entry(number)["image"],
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yields the images below a folder, in an order that does not depend on the file system."""
-    suffixes = Image.registered_extensions()
+def _walk(folder: Path, others: Counter[str]) -> Iterator[str]:
+    """Yields the images below a folder, in an order that does not depend on the file system.
+
+    Counts the suffixes of other files in `others`.
+    """
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror or error})")
+
     seen: set[tuple[int, int]] = set()
-    for directory, folders, names in os.walk(folder, followlinks=True):
+    for directory, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         status = os.stat(directory)
         if (status.st_dev, status.st_ino) in seen:  # A link that leads back.
             folders.clear()
@@ -127,12 +161,19 @@ def _walk(folder: Path) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         for name in sorted(names):
-            if Path(name).suffix.lower() in suffixes:
+            suffix = Path(name).suffix.lower()
+            if suffix in _SUFFIXES:
                 yield os.path.relpath(os.path.join(directory, name), folder)
+            else:
+                others[suffix or "without suffix"] += 1
 
 
 def _lines(file: Path) -> Iterator[str]:
+    """Yields the paths of a list, which may have been written on Windows."""
     with file.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                yield os.fsdecode(line.strip())
+        for number, line in enumerate(lines):
+            path = (line.removeprefix(codecs.BOM_UTF8) if number == 0 else line).strip()
+            if b"\\" in path and not os.path.lexists(os.path.join(os.fsencode(file.parent), path)):
+                path = path.replace(b"\\", b"/")
+            if path:
+                yield os.fsdecode(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,8 @@ from etils import epath
 from unipt_jax.core.errors import ConfigError, DataError
 
 CONFIG_FILE = "config.json"
+
+_ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
@@ -31,6 +34,14 @@ def write_stream(path: epath.PathLike, content: Iterable[bytes]) -> None:
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def remove_leftovers(directory: epath.PathLike) -> None:
+    """Removes what writers that were killed have left aside; none may be at work in there."""
+    directory = epath.Path(directory)
+    for child in directory.iterdir() if directory.is_dir() else ():
+        if _ASIDE.fullmatch(child.name):
+            child.unlink()
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -100,7 +111,8 @@ def claim_workdir(
         raise ConfigError("--resume and --overwrite exclude each other; pass one of them")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--workdir={path} is a file; name a directory")
-    if path.exists() and any(path.iterdir()):
+    # A kill may have left nothing but a configuration half written.
+    if path.exists() and any(not _ASIDE.fullmatch(child.name) for child in path.iterdir()):
         if not is_run(path):
             raise ConfigError(
                 f"--workdir={path} is not empty and holds no {CONFIG_FILE} of a run, so it is not "

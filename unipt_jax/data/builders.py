@@ -234,7 +234,8 @@ def write_splits(
 ) -> None:
     """Writes records as they come, so that there may be more of them than fit into memory.
 
-    Of each record only its identity and the lengths of its captions are kept until the end.
+    Of each record only its identity, if it has one, and the lengths of its captions are kept until
+    the end.
 
     Args:
         splits: the records of each split, at least one, in order; iterated once.
@@ -383,19 +384,26 @@ class _Index:
         self._counter = counter
         self._counts, self._identities, self._lengths = (array.array("i") for _ in range(3))
         self._names: dict[str, int] = {}  # in the order in which they come
+        self._nameless = 0
 
     def add(self, record: Record) -> None:
         """Takes the next record in."""
         self._counts.append(len(record.captions))
-        self._identities.append(self._names.setdefault(record.identity, len(self._names)))
+        if record.identity:
+            self._identities.append(self._names.setdefault(record.identity, len(self._names)))
+        else:  # Nothing is kept of who has no name: there may be millions.
+            self._nameless += 1
+            self._identities.append(-self._nameless)
         if self._counter:
             self._lengths.extend(self._counter.lengths(record.captions).tolist())
 
     def write(self, split: str, workdir: epath.Path) -> dict[str, int]:
         """Writes the files; returns the split's counts for the manifest."""
         names = sorted(self._names, key=natural_order)
-        label = np.empty(len(names), np.int32)
+        # By the name's place of arrival; nameless -1, -2, ... come after all names.
+        label = np.empty(len(names) + self._nameless, np.int32)
         label[[self._names[name] for name in names]] = np.arange(len(names))
+        label[len(names) :] = np.arange(len(label) - 1, len(names) - 1, -1)
         content = io.BytesIO()
         np.savez(
             content,
@@ -408,7 +416,7 @@ class _Index:
         return {
             "images": len(self._counts),
             "captions": sum(self._counts),
-            "identities": len(names),
+            "identities": len(label),
         }
 
 
@@ -485,7 +493,7 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
 
 
 def read_identities(directory: epath.PathLike, split: str) -> list[str]:
-    """Returns the names of a split's identities by label.
+    """Returns the names of a split's identities by label; higher labels are nameless.
 
     Raises:
         DataError: the file is missing or damaged.

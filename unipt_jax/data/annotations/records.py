@@ -24,9 +24,9 @@ class Record:
     """One image with its captions.
 
     `image` is a POSIX path relative to the source; `identity` starts with the data set's name
-    ("cuhk_pedes/12"); `split` is one of `SPLITS`; `position` counts from 0 over all annotation
-    files; `file` is the one that holds the record, relative to the source, empty if there is but
-    one.
+    ("cuhk_pedes/12"), empty is one that no other record has; `split` is one of `SPLITS`;
+    `position` counts from 0 over all annotation files; `file` is the one that holds the record,
+    relative to the source, empty if there is but one.
     """
 
     image: str
