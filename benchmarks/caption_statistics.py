@@ -2,6 +2,8 @@
 
 Required attributes are drawn evenly, optional ones as often as they are kept in LUPerson-T.
 
+The line of JSON at the end holds the share of each template besides.
+
 Usage: python benchmarks/caption_statistics.py [--draws=1000000] [--seed=0] [--lexicon=FILE]
 """
 
@@ -29,8 +31,10 @@ def draw_choices(language: lexicon.Lexicon, pick: composer.Picker) -> dict[str, 
     return choices
 
 
-def measure(language: lexicon.Lexicon, draws: int, seed: int) -> dict[str, float]:
-    """Returns the statistics of `draws` captions, each of another person."""
+def measure(
+    language: lexicon.Lexicon, draws: int, seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the statistics of `draws` captions, each of another person, and templates' shares."""
     words: Counter[str] = Counter()
     templates: Counter[str] = Counter()
     captions: set[int] = set()  # Hashes of 64 bits: a million texts would take 250 MB.
@@ -54,28 +58,27 @@ def measure(language: lexicon.Lexicon, draws: int, seed: int) -> dict[str, float
         composer.compose(language, person, seed=seed, path=f"{index}.jpg")
         for index in range(ONE_PERSON)
     }
-    return {
+    shares = {each.skeleton: templates[each.skeleton] / draws for each in language.templates}
+    found = {
         "texts": draws,
         "templates": len(language.templates),
         "templates used": len(templates),
-        "share of the most frequent template": max(templates.values()) / draws,
-        "share of the rarest template": min(
-            templates.get(t.skeleton, 0) for t in language.templates
-        )
-        / draws,
+        "share of the most frequent template": max(shares.values()),
+        "share of the rarest template": min(shares.values()),
         "vocabulary, words": len(words),
         "mean length, words": words.total() / draws,
         "distinct texts, share": len(captions) / draws,
         f"distinct among {ONE_PERSON:,} of one plain person": len(same) / ONE_PERSON,
-        "optional attributes a text": mentions / draws,
+        "optional attributes chosen a text": mentions / draws,
         "texts a second and core": draws / seconds,
     }
+    return found, shares
 
 
 PAPER = {
     "texts": LUPERSON_T_TEXTS,
     "templates": TEMPLATES,
-    "optional attributes a text": sum(LUPERSON_T.values()) / LUPERSON_T_TEXTS,
+    "optional attributes chosen a text": sum(LUPERSON_T.values()) / LUPERSON_T_TEXTS,
 }
 _PUNCTUATION = str.maketrans("", "", ",.;:")
 
@@ -94,9 +97,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lexicon", default=str(lexicon.ENGLISH))
     flags = parser.parse_args()
-    found = measure(lexicon.load(flags.lexicon), flags.draws, flags.seed)
+    found, shares = measure(lexicon.load(flags.lexicon), flags.draws, flags.seed)
     table = Table("", "here", "paper", title="Captions of random persons")
     for name, value in found.items():
         table.add_row(name, _written(value), _written(PAPER.get(name)))
     Console().print(table)
-    print(json.dumps({"here": found, "paper": PAPER}))
+    print(json.dumps({"here": found, "paper": PAPER, "template shares": shares}))

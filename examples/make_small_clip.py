@@ -104,10 +104,7 @@ def draw_pool(sets, size: int) -> tuple[np.ndarray, np.ndarray]:
     with concurrent.futures.ProcessPoolExecutor() as pool:
         for index, (image, labels) in enumerate(pool.map(draw, range(size), chunksize=64)):
             images[index] = image
-            answers[index] = [
-                place.get(labels[name], len(place))
-                for name, place in zip(sets, places, strict=True)
-            ]
+            answers[index] = [place[labels[name]] for name, place in zip(sets, places, strict=True)]
     return images, answers
 
 

@@ -42,7 +42,7 @@ def count(sets: Mapping[str, AttributeSet], rows: Iterable[Mapping[str, Any]]) -
 
 
 def plot(sets: Mapping[str, AttributeSet], counts: Mapping[str, Any], path: epath.PathLike) -> None:
-    """Draws the share of images with each optional attribute, and the paper's beside it."""
+    """Draws the share of images with each optional attribute, and the paper's where it has one."""
     # Slow to import, and needed once.
     from matplotlib.figure import Figure
 
@@ -50,12 +50,13 @@ def plot(sets: Mapping[str, AttributeSet], counts: Mapping[str, Any], path: epat
     ours = [
         100 * (1 - counts["attributes"][name].get("", 0) / counts["images"]) for name in optional
     ]
-    theirs = [100 * LUPERSON_T.get(name, 0) / LUPERSON_T_TEXTS for name in optional]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(optional))
     axes.bar([place - 0.2 for place in places], ours, 0.4, label="these images")
-    axes.bar([place + 0.2 for place in places], theirs, 0.4, label="LUPerson-T (paper)")
+    told = {place + 0.2: name for place, name in enumerate(optional) if name in LUPERSON_T}
+    theirs = [100 * LUPERSON_T[name] / LUPERSON_T_TEXTS for name in told.values()]
+    axes.bar(list(told), theirs, 0.4, label="LUPerson-T (paper)")
     axes.set_xticks(places, optional)
     axes.set_ylabel("images with the attribute, %")
     axes.legend()
