@@ -1,0 +1,1 @@
+"""How well queries find their identity: ranks, metrics, intervals and re-ranking."""

@@ -1,0 +1,313 @@
+"""Ranks of the matches, and the metrics drawn from them: R1, R5, R10, mAP and mINP.
+
+A query's matches are the gallery items of its identity. Ties count against the query: an item of
+another identity that is exactly as similar as a match ranks before it. So neither the gallery's
+order nor the queries' can matter, and an encoder that embeds everything alike earns the lowest
+figures, not the highest.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer
+
+from unipt_jax.core.errors import DataError
+from unipt_jax.core.random import host_generator
+
+RANKS = (1, 5, 10)
+# Queries compared with the gallery at once.
+CHUNK = 256
+
+# With at least as many matches, sorting a row once is faster than a pass over it for each match.
+_SORTED_FROM = 16
+# Unit rows become multiples of 1 / _GRID: products are then multiples of 2**-52, and any sum of a
+# row's products stays below 2 (Cauchy-Schwarz), so float64 holds each exactly, in any order. The
+# cosine moves by some 1e-8, less than its own rounding to float32.
+_GRID = 2.0**26
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """What the queries with a match found, in the order of the queries.
+
+    Attributes:
+        query: each one's row among all queries.
+        identity: its identity.
+        first_hit: rank of its first match, from 1.
+        average_precision: mean, over its matches, of the precision at their ranks, in (0, 1]; the
+            whole ranking counts. Matches at ranks 1, 2, 4 and 7 give 0.83036, as in IRRA, where
+            Market-1501's trapezoids give 0.81101.
+        inverse_negative_penalty: number of its matches over the rank of the last, in (0, 1] (Ye et
+            al., TPAMI 2021).
+        excluded_queries: number of queries without a match, which count in no metric.
+        gallery: number of gallery items.
+    """
+
+    query: Int[np.ndarray, "N"]
+    identity: Integer[np.ndarray, "N"]
+    first_hit: Int[np.ndarray, "N"]
+    average_precision: Float[np.ndarray, "N"]
+    inverse_negative_penalty: Float[np.ndarray, "N"]
+    excluded_queries: int
+    gallery: int
+
+    def per_query(self) -> dict[str, Float[np.ndarray, "N"]]:
+        """Returns what each query adds to each metric, in [0, 1]."""
+        hits = {f"R{rank}": (self.first_hit <= rank).astype(np.float64) for rank in RANKS}
+        return {**hits, "mAP": self.average_precision, "mINP": self.inverse_negative_penalty}
+
+    def metrics(self) -> dict[str, float]:
+        """Returns R1, R5, R10 (any match within so many), mAP and mINP in percent."""
+        # An exact sum: the order of the queries changes not even the last bit.
+        return {
+            name: 100.0 * math.fsum(values) / len(values)
+            for name, values in self.per_query().items()
+        }
+
+
+def evaluate_ranks(
+    similarity: Float[np.ndarray | Array, "Q G"],
+    query_identities: Integer[np.ndarray | Array, "Q"],
+    gallery_identities: Integer[np.ndarray | Array, "G"],
+) -> dict[str, float]:
+    """Returns R1, R5, R10, mAP and mINP in percent; see `rank_similarity`."""
+    return rank_similarity(similarity, query_identities, gallery_identities).metrics()
+
+
+def rank_similarity(
+    similarity: Float[np.ndarray | Array, "Q G"],
+    query_identities: Integer[np.ndarray | Array, "Q"],
+    gallery_identities: Integer[np.ndarray | Array, "G"],
+) -> Ranking:
+    """Ranks the gallery for each query; the other direction takes the transpose.
+
+    Args:
+        similarity: any scale, higher is nearer; of any float type, compared as it is. A matrix
+            that was computed in 16 bits has ties, which count against the query.
+        query_identities: one for each row.
+        gallery_identities: one for each column.
+
+    Raises:
+        DataError: shapes or types do not fit, a similarity is NaN, or no query has a match.
+    """
+    similarity = _matrix(similarity, "similarity", "Q, G")
+    identities = _identities(query_identities, "query"), _identities(gallery_identities, "gallery")
+    _require_fit(similarity.shape, identities, "similarity has")
+    blocks = (similarity[at : at + CHUNK] for at in range(0, len(similarity), CHUNK))
+    return rank_blocks(blocks, *identities)
+
+
+def rank_features(
+    query: Float[np.ndarray | Array, "Q D"],
+    gallery: Float[np.ndarray | Array, "G D"],
+    query_identities: Integer[np.ndarray | Array, "Q"],
+    gallery_identities: Integer[np.ndarray | Array, "G"],
+    *,
+    chunk: int = CHUNK,
+) -> Ranking:
+    """Ranks the gallery for each query by cosine similarity in float32.
+
+    Beyond the features it needs their copies in float64 and 12 bytes times `chunk` times G.
+
+    Args:
+        query: any length, any float type.
+        gallery: the same.
+        query_identities: one for each query.
+        gallery_identities: one for each gallery item.
+        chunk: queries compared at once, at least 1; changes no figure, see `cosine_blocks`.
+
+    Raises:
+        DataError: shapes or types do not fit, a feature is not finite, or no query has a match.
+    """
+    rows = unit_rows(query, gallery)
+    identities = _identities(query_identities, "query"), _identities(gallery_identities, "gallery")
+    _require_fit((len(rows[0]), len(rows[1])), identities, "the features have")
+    return rank_blocks(cosine_blocks(*rows, chunk=chunk), *identities)
+
+
+def rank_blocks(
+    blocks: Iterable[Float[np.ndarray, "C G"]],
+    query_identities: Integer[np.ndarray | Array, "Q"],
+    gallery_identities: Integer[np.ndarray | Array, "G"],
+) -> Ranking:
+    """Ranks as `rank_similarity` does, from consecutive rows of the matrix.
+
+    Raises:
+        DataError: as `rank_similarity`.
+    """
+    queries = _identities(query_identities, "query")
+    gallery = _identities(gallery_identities, "gallery")
+    by_identity = np.argsort(gallery, kind="stable")
+    starts = np.searchsorted(gallery[by_identity], queries, "left")
+    ends = np.searchsorted(gallery[by_identity], queries, "right")
+    matched = np.flatnonzero(ends > starts)
+    if not len(matched):
+        raise DataError(
+            f"none of the {len(queries)} queries has its identity among the {len(gallery)} of the "
+            "gallery; check that both come from one split"
+        )
+    found, done = [], 0
+    for block in blocks:
+        shape = (done + len(block), block.shape[1])
+        if shape[0] > len(queries) or shape[1] != len(gallery):
+            _require_fit(shape, (queries, gallery), "similarity has")
+        # Comparisons in 16 bits are slow; no value changes.
+        block = block.astype(np.result_type(block.dtype, np.float32), copy=False)
+        bad = np.flatnonzero(np.isnan(block.max(axis=1)))
+        if len(bad):
+            raise DataError(f"similarity: row {done + bad[0]} holds NaN")
+        for row, start, end in zip(block, starts[done:], ends[done:], strict=False):
+            if end > start:
+                ranks = _ranks(row, by_identity[start:end])
+                precision = np.arange(1, len(ranks) + 1) / ranks
+                found.append((ranks[0], precision.mean(), precision[-1]))
+        done += len(block)
+    _require_fit((done, len(gallery)), (queries, gallery), "similarity has")
+    first_hit, average_precision, inverse_negative_penalty = np.array(found, np.float64).T
+    return Ranking(
+        query=matched,
+        identity=queries[matched],
+        first_hit=first_hit.astype(np.int64),
+        average_precision=average_precision,
+        inverse_negative_penalty=inverse_negative_penalty,
+        excluded_queries=len(queries) - len(matched),
+        gallery=len(gallery),
+    )
+
+
+def unit_rows(
+    query: Float[np.ndarray | Array, "Q D"], gallery: Float[np.ndarray | Array, "G D"]
+) -> tuple[Float[np.ndarray, "Q D"], Float[np.ndarray, "G D"]]:
+    """Scales features to length 1, in float64, on the grid that `cosine_blocks` needs.
+
+    Zeros stay zeros: their cosine with any row is 0.
+
+    Args:
+        query: any length, any float type.
+        gallery: the same.
+
+    Raises:
+        DataError: they are no matrices of floats, differ in width, or are not finite in float32.
+    """
+    query = _matrix(query, "query features", "Q, D")
+    gallery = _matrix(gallery, "gallery features", "G, D")
+    if query.shape[1] != gallery.shape[1]:
+        raise DataError(
+            f"query features have {query.shape[1]} dimensions, those of the gallery "
+            f"{gallery.shape[1]}; take both from one model"
+        )
+    return _unit_rows(query, "query"), _unit_rows(gallery, "gallery")
+
+
+def cosine_blocks(
+    query: Float[np.ndarray, "Q D"], gallery: Float[np.ndarray, "G D"], *, chunk: int = CHUNK
+) -> Iterator[Float[np.ndarray, "C G"]]:
+    """Yields the cosines of `chunk` queries after another with the whole gallery, in float32.
+
+    Exact but for one rounding, since every product and sum is: the same two rows have the same
+    cosine, to the last bit, at any place in a gallery, with any `chunk`, on any machine. A float32
+    product depends on each, by a bit or so, and with it whether a duplicate ties.
+
+    Args:
+        query: from `unit_rows`.
+        gallery: the same.
+        chunk: at least 1.
+    """
+    # Kept from chunk to chunk: new memory costs a page fault every 4 KiB.
+    products = np.empty((min(chunk, len(query)), len(gallery)))
+    for at in range(0, len(query), chunk):
+        part = query[at : at + chunk]
+        yield np.matmul(part, gallery.T, out=products[: len(part)]).astype(np.float32)
+
+
+def bootstrap(
+    ranking: Ranking,
+    *,
+    seed: int,
+    unit: Literal["identity", "query"] = "identity",
+    samples: int = 1000,
+) -> dict[str, tuple[float, float]]:
+    """Returns each metric's 95 % percentile interval, in percent, by resampling queries.
+
+    The queries of one identity search for the same images, and succeed or fail together: drawn one
+    by one they would pass for more evidence than they are. So whole identities are drawn, with all
+    their queries. The gallery stays as it is. With few identities (the embedded sample's test has
+    five) an interval is rough, and rather too narrow than too wide.
+
+    Args:
+        ranking: at least two identities.
+        seed: the same gives the same interval, whatever the order of queries and gallery.
+        unit: what is drawn; "query" takes the queries for independent.
+        samples: number of resamplings.
+
+    Raises:
+        DataError: there are fewer than two units.
+    """
+    names, values = zip(*ranking.per_query().items(), strict=True)
+    order = np.lexsort((*values, ranking.identity))
+    values = np.stack([*values, np.ones(len(order))], axis=1)[order]
+    if unit == "identity":
+        _, starts = np.unique(ranking.identity[order], return_index=True)
+        values = np.add.reduceat(values, starts, axis=0)
+    if len(values) < 2:
+        raise DataError(f"an interval needs two {unit} units or more, not {len(values)}")
+    rng = host_generator(seed, "bootstrap", 0)
+    drawn = (rng.integers(len(values), size=len(values)) for _ in range(samples))
+    totals = np.stack([values[rows].sum(axis=0) for rows in drawn])
+    low, high = np.percentile(100.0 * totals[:, :-1] / totals[:, -1:], [2.5, 97.5], axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+
+
+def _ranks(row: Float[np.ndarray, "G"], own: Int[np.ndarray, "M"]) -> Int[np.ndarray, "M"]:
+    """Returns the ranks, ascending from 1, of a query's matches; ties count against them."""
+    hits = np.sort(row[own])
+    if len(hits) < _SORTED_FROM:
+        at_least = np.array([np.count_nonzero(row >= hit) for hit in hits])
+    else:
+        at_least = len(row) - np.searchsorted(np.sort(row), hits)
+    others = at_least - (len(hits) - np.searchsorted(hits, hits))
+    return others[::-1] + np.arange(1, len(hits) + 1)
+
+
+def _unit_rows(features: np.ndarray, side: str) -> np.ndarray:
+    features = features.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise DataError(f"{side} features: row {bad[0]} is not finite ({len(bad)} such rows)")
+    rows = features.astype(np.float64, order="C")
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    rows *= (_GRID / np.where(length > 0, length, 1.0))[:, None]
+    np.rint(rows, out=rows)
+    rows /= _GRID
+    return rows
+
+
+def _matrix(values: np.ndarray | Array, name: str, shape: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or not jnp.issubdtype(values.dtype, jnp.floating):
+        raise DataError(f"{name}: {values.dtype}{list(values.shape)}, expected float[{shape}]")
+    return values
+
+
+def _identities(values: np.ndarray | Array, side: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 1 or not jnp.issubdtype(values.dtype, jnp.integer):
+        raise DataError(f"{side} identities: {values.dtype}{list(values.shape)}, expected int[N]")
+    return values
+
+
+def _require_fit(
+    shape: tuple[int, int], identities: tuple[np.ndarray, np.ndarray], subject: str
+) -> None:
+    """Compares queries and gallery items with their identities, and names all that do not fit."""
+    faults = [
+        f"{count} {what} and there are {len(labels)} identities for them"
+        for count, what, labels in zip(shape, ("queries", "gallery items"), identities, strict=True)
+        if count != len(labels)
+    ]
+    if faults:
+        raise DataError(f"{subject} {'; '.join(faults)}")
