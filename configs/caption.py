@@ -1,13 +1,23 @@
-"""Pseudo texts for unlabelled pedestrians; `unipt_jax/config/schema.py` tells each field."""
+"""Pseudo texts for unlabelled pedestrians; `unipt_jax/config/schema.py` tells each field.
+
+The defaults are the paper's. `demo` captions the sample with the small CLIP of `examples/`.
+"""
 
 from ml_collections import ConfigDict
 
-VARIANTS: dict = {}
+VARIANTS = {
+    "demo": {
+        "images": "examples/pedestrians/imgs",
+        "clip": "examples/small_clip",
+        "tokenizer": "examples/tokenizer",
+        "batch_size": 64,
+    },
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the paper's values; there are no variants."""
-    return ConfigDict(
+    """Returns the paper's values, changed by each of the comma-separated variants in turn."""
+    config = ConfigDict(
         {
             "stage": "caption",
             "clip": "openai/clip-vit-base-patch16",
@@ -15,3 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "wrappers": 1,
         }
     )
+    with config.unlocked():
+        for name in filter(None, variant.split(",")):
+            config.update(VARIANTS[name])
+    return config

@@ -57,6 +57,14 @@ def test_every_layout_can_be_prepared(name):
 
 def test_the_demo_needs_no_source():
     assert load.load("configs/prepare.py:demo").source == "examples/pedestrians"
+    assert load.load("configs/caption.py:demo").images == "examples/pedestrians/imgs"
+
+
+def test_captions_are_the_papers():
+    """Paper, section 3.1: CLIP ViT-B/16, and a softmax above 0.9 for an optional attribute."""
+    made = load.load("configs/caption.py", {"images": "somewhere"})
+    assert made.clip == "openai/clip-vit-base-patch16"
+    assert (made.threshold, made.wrappers) == (0.9, 1)
 
 
 def test_pooling_over_padding_refuses_buckets():

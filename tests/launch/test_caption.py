@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from tests.training.test_conversion import export_clip
 from unipt_jax.data import builders
 
 
-def command(*arguments):
-    return [sys.executable, "launch/caption.py", "--config=configs/caption.py", *arguments]
+def command(*arguments, variant=""):
+    config = f"--config=configs/caption.py{variant}"
+    return [sys.executable, "launch/caption.py", config, *arguments]
 
 
 def launch(*arguments):
@@ -70,6 +72,24 @@ def test_a_folder_becomes_captions_and_a_data_set(clip, tmp_path):
     assert "images/s" in done.stderr and "left" in done.stderr
     assert "1 image(s) could not be read" in done.stderr
     assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_the_demo_captions_the_sample_with_the_small_clip(tmp_path):
+    """All of it, in words that differ, and better than at random: most upper clothes are dark."""
+    made = command(f"--workdir={tmp_path / 'run'}", variant=":demo")
+    done = subprocess.run(made, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "captions.jsonl").open()]
+    assert len(rows) == 396 and len({row["caption"] for row in rows}) > 300
+    split = builders.open_split(tmp_path / "run", "train")
+    assert len(split.images) == 396 and len(split.text_lengths) == 396
+    answers = json.loads(Path("examples/pedestrians/attributes.json").read_text())
+    right = [
+        row["attributes"]["upper_clothes"]["phrase"].split()[0]
+        in answers[str(int(row["image"].split("_")[0]))]["upper_color"]
+        for row in rows
+    ]
+    assert np.mean(right) > 3 / 12  # Of twelve colours
 
 
 @pytest.mark.parametrize(

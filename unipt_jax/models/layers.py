@@ -25,7 +25,8 @@ _HEADS = (Axis.BATCH, Axis.ACT_HEADS, Axis.ACT_TOKENS, None)
 
 
 def _quick_gelu(x: Array) -> Array:
-    return x * nn.sigmoid(1.702 * x)
+    # x * sigmoid(1.702 x), by the tangent, which CPUs compute faster.
+    return x * (0.5 * jnp.tanh(0.851 * x) + 0.5)
 
 
 # Flax's own gelu is the tanh approximation unless told otherwise: weights trained with one form
@@ -174,9 +175,12 @@ class Attention(nn.Module):
         if self.causal:
             past = jnp.tril(jnp.ones((1, 1, query.shape[2], length), jnp.bool_))
             logits = jnp.where(past, logits, lowest)
-        probabilities = nn.softmax(logits).astype(self.dtype)
-        probabilities = nn.Dropout(self.dropout)(probabilities, deterministic=not train)
-        x = constrain(jnp.matmul(probabilities, value), _HEADS)
+        # The softmax, divided by its sum when it has weighed the values: fewer numbers to touch.
+        largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+        weights = jnp.exp(logits - largest)
+        total = weights.sum(axis=-1, keepdims=True).astype(self.dtype)
+        weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=not train)
+        x = constrain(jnp.matmul(weights, value) / total, _HEADS)
         x = x.transpose(0, 2, 1, 3).reshape(batch, -1, width)
         x = dense(width, (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")(x)
         return constrain(x, TOKENS)
