@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from unipt_jax.core.errors import ConfigError
+from unipt_jax.losses.similarity import unit_rows
 
 
 def info_nce(
@@ -39,8 +40,8 @@ def info_nce(
     if group < 0 or (group and batch % group):
         raise ConfigError(f"a batch of {batch} cannot be split into groups of {group}")
     shape = (-1, group or batch)
-    image = _unit_rows(image_embedding, valid).reshape(*shape, image_embedding.shape[1])
-    text = _unit_rows(text_embedding, valid).reshape(*shape, text_embedding.shape[1])
+    image = unit_rows(image_embedding, valid).reshape(*shape, image_embedding.shape[1])
+    text = unit_rows(text_embedding, valid).reshape(*shape, text_embedding.shape[1])
     cosine = jnp.einsum("gid,gjd->gij", image, text, precision=jax.lax.Precision.HIGHEST)
     logits = logit_scale.astype(jnp.float32) * cosine
     valid = valid.reshape(shape)
@@ -65,11 +66,3 @@ def _direction(logits: Array, valid: Array) -> tuple[Array, Array]:
     losses = jax.nn.logsumexp(logits, axis=2) - own
     hits = jnp.argmax(logits, axis=2) == jnp.arange(logits.shape[2])[None]
     return jnp.where(valid, losses, 0.0).sum(), (hits & valid).sum(dtype=jnp.float32)
-
-
-def _unit_rows(embedding: Array, valid: Array) -> Array:
-    """Scales rows to length 1 in float32; the invalid and the all but zero ones come out near 0."""
-    rows = jnp.where(valid[:, None], embedding.astype(jnp.float32), 0.0)
-    # The floor stands under the root, whose slope at 0 is infinite.
-    squares = jnp.maximum((rows * rows).sum(axis=1, keepdims=True), 1e-12)
-    return rows * jax.lax.rsqrt(squares)
