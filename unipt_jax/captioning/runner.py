@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,17 +205,16 @@ def join(config: schema.Caption, workdir: Path, words: Lexicon, source: Source) 
     """Joins the parts into `captions.jsonl`, the data set and the statistics."""
     parts = [_part_file(workdir, part) for part in range(_parts(config, source))]
 
-    def lines(numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
-        everything = (json.loads(line) for part in parts for line in _lines_of(part))
-        return itertools.islice(enumerate(everything), numbers.start, numbers.stop)
+    def rows() -> Iterator[dict[str, Any]]:
+        return (json.loads(line) for part in parts for line in _lines_of(part))
 
-    every = range(source.size)
-    captioned = lambda: (row for _, row in lines(every) if "caption" in row)  # noqa: E731
-    faulty = lambda: (row for _, row in lines(every) if "faults" in row)  # noqa: E731
-    found, left_out = sum(1 for _ in captioned()), sum(1 for _ in faulty())
-    if found + left_out != source.size:
+    captioned = lambda: (row for row in rows() if "caption" in row)  # noqa: E731
+    faulty = lambda: (row for row in rows() if "faults" in row)  # noqa: E731
+    kinds = Counter("faults" in row for row in rows())
+    found, left_out = kinds[False], kinds[True]
+    if kinds.total() != source.size:
         raise DataError(
-            f"{workdir / PARTS} holds {found + left_out} lines of {source.size} images; begin anew "
+            f"{workdir / PARTS} holds {kinds.total()} lines of {source.size} images; begin anew "
             "with --overwrite"
         )
     if not found:
@@ -235,7 +235,8 @@ def join(config: schema.Caption, workdir: Path, words: Lexicon, source: Source) 
     progress = Progress("written to the data set", found)
 
     def records(split: str) -> Iterator[Record]:
-        for number, row in lines(source.splits[split]):
+        numbers = source.splits[split]
+        for number, row in itertools.islice(enumerate(rows()), numbers.start, numbers.stop):
             if "caption" in row:
                 identity = source.identity(number)
                 yield Record(row["image"], (row["caption"],), identity, split, number)

@@ -6,7 +6,7 @@ while softmax and LayerNorm always run in float32.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -126,6 +126,47 @@ class LayerNorm(nn.Module):
         return (x * scale[None, None] + bias[None, None]).astype(self.dtype)
 
 
+def split_heads(tokens: Float[Array, "B L W"], size: int) -> Float[Array, "B H L S"]:
+    """Cuts each token into heads of `size` numbers.
+
+    Heads before tokens: products of plain matrices, which CPUs do in half the time that
+    `jax.nn.dot_product_attention` takes for its own order.
+    """
+    x = tokens.reshape(*tokens.shape[:2], -1, size).transpose(0, 2, 1, 3)
+    return constrain(x, _HEADS)
+
+
+def attend(
+    query: Float[Array, "B H Q S"],
+    key: Float[Array, "C H N S"],
+    value: Float[Array, "C H N S"],
+    seen: Sequence[Bool[Array, "..."]],
+    drop: Callable[[Array], Array] = lambda weights: weights,
+) -> Float[Array, "B Q W"]:
+    """Weighs the values by the softmax of queries and keys (Vaswani et al., 2017), heads joined.
+
+    Args:
+        query: from `split_heads`.
+        key: the same; C is B, or 1 where all rows read the same.
+        value: the same.
+        seen: masks that spread over [B, H, Q, N]; a value counts where all are True.
+        drop: drops weights in training.
+    """
+    logits = jnp.matmul(
+        query * query.shape[3] ** -0.5,
+        key.transpose(0, 1, 3, 2),
+        preferred_element_type=jnp.float32,
+    )
+    for mask in seen:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    # The softmax, divided by its sum when it has weighed the values: fewer numbers to touch.
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True).astype(value.dtype)
+    x = constrain(jnp.matmul(drop(weights.astype(value.dtype)), value) / total, _HEADS)
+    return x.transpose(0, 2, 1, 3).reshape(len(query), query.shape[2], -1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al., 2017).
 
@@ -154,34 +195,20 @@ class Attention(nn.Module):
 
         Of the result there are the `first` tokens alone (None: all, F = L).
         """
-        batch, length, width = tokens.shape
+        _, length, width = tokens.shape
         size = head_size(width, self.heads)
 
         def project(name: str, tokens: Array) -> Array:
             x = dense(width, (Axis.EMBED, Axis.HEADS), dtype=self.dtype, name=name)(tokens)
-            # Heads before tokens: products of plain matrices, which CPUs do in half the time that
-            # `jax.nn.dot_product_attention` takes for its own order.
-            x = x.reshape(batch, -1, self.heads, size).transpose(0, 2, 1, 3)
-            return constrain(x, _HEADS)
+            return split_heads(x, size)
 
         query = project("q_proj", tokens[:, :first])
         key, value = project("k_proj", tokens), project("v_proj", tokens)
-        logits = jnp.matmul(
-            query * size**-0.5, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32
-        )
-        lowest = jnp.finfo(jnp.float32).min
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, lowest)
+        seen = [] if mask is None else [mask[:, None, None, :]]
         if self.causal:
-            past = jnp.tril(jnp.ones((1, 1, query.shape[2], length), jnp.bool_))
-            logits = jnp.where(past, logits, lowest)
-        # The softmax, divided by its sum when it has weighed the values: fewer numbers to touch.
-        largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-        weights = jnp.exp(logits - largest)
-        total = weights.sum(axis=-1, keepdims=True).astype(self.dtype)
-        weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=not train)
-        x = constrain(jnp.matmul(weights, value) / total, _HEADS)
-        x = x.transpose(0, 2, 1, 3).reshape(batch, -1, width)
+            seen.append(jnp.tril(jnp.ones((1, 1, query.shape[2], length), jnp.bool_)))
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x = attend(query, key, value, seen, drop)
         x = dense(width, (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")(x)
         return constrain(x, TOKENS)
 

@@ -7,14 +7,13 @@ Text-to-Image Person Re-identification" (MM 2022).
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from unipt_jax.core.sharding import Axis, constrain
 from unipt_jax.models.checks import require_fields
-from unipt_jax.models.layers import TOKENS, LayerNorm, dense, normal_init
+from unipt_jax.models.layers import TOKENS, LayerNorm, attend, dense, normal_init, split_heads
 
 _LAYER_NORM_EPS = 1e-5  # torch's default
 
@@ -144,24 +143,14 @@ class Decoder(nn.Module):
             projection = dense(
                 inner, (Axis.EMBED, Axis.HEADS), use_bias=False, dtype=self.dtype, name=name
             )
-            x = projection(tokens).reshape(*tokens.shape[:2], self.heads, self.head_size)
-            return x.transpose(0, 2, 1, 3)
+            return split_heads(projection(tokens), self.head_size)
 
         query, key, value = (
             project("q_proj", reads),
             project("k_proj", read),
             project("v_proj", read),
         )
-        logits = jnp.matmul(
-            query * self.head_size**-0.5,
-            key.transpose(0, 1, 3, 2),
-            preferred_element_type=jnp.float32,
-        )
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-        probabilities = jax.nn.softmax(logits).astype(self.dtype)
-        x = jnp.matmul(probabilities, value).transpose(0, 2, 1, 3)
-        x = x.reshape(*queries.shape[:2], -1)
+        x = attend(query, key, value, [] if mask is None else [mask[:, None, None, :]])
         out = dense(queries.shape[2], (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")
         x = constrain(queries + out(x), TOKENS)
         fc1 = dense(self.mlp_size, (Axis.EMBED, Axis.MLP), dtype=self.dtype, name="fc1")
