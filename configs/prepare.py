@@ -11,6 +11,14 @@ VARIANTS = {
     "luperson_mllm": {"dataset": "luperson_mllm"},
     "mals": {"dataset": "mals"},
     "synth_pedes": {"dataset": "synth_pedes"},
+    "drawn": {"dataset": "drawn"},
+    "demo_drawn": {
+        "dataset": "drawn",
+        "tokenizer": "examples/tokenizer",
+        "count": 12_000,
+        "height": 128,
+        "width": 64,
+    },
     "demo": {
         "dataset": "cuhk_pedes",
         "source": "examples/pedestrians",

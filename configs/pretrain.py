@@ -1,7 +1,8 @@
 """Pre-training. The defaults are the paper's recipe; `unipt_jax/config/schema.py` tells each field.
 
 Variants: `deit_s`, `vit_b16` (the paper's two image encoders), `released` (what the published code
-does where it differs from the paper), `demo` (a small model on the sample, minutes on a laptop).
+does where it differs from the paper), `recipe=sdm` (CLIP with similarity distribution matching, as
+MLLM4Text-ReID pre-trained it for direct transfer), `demo` (a small model, minutes on a laptop).
 """
 
 from ml_collections import ConfigDict
@@ -9,30 +10,47 @@ from ml_collections import ConfigDict
 VARIANTS = {
     "vit_b16": {
         "model": {"image": "vit_b16"},
-        "init": {"image": "google/vit-base-patch16-224"},
+        "init_image": "google/vit-base-patch16-224",
     },
     "deit_s": {
         "model": {"image": "deit_s"},
-        "init": {"image": "facebook/deit-small-patch16-224"},
+        "init_image": "facebook/deit-small-patch16-224",
     },
     "released": {
         "dtype": "bfloat16",
         "model": {"pool_padding": True},
         "text": {"buckets": ()},
         "mlm": {"whole_word": True},
-        "contrastive": {"negatives": 64},
+        "loss": {"negatives": 64},
         "optimizer": {"decay": "linear", "beta2": 0.98},
     },
+    "recipe=sdm": {
+        "epochs": 30.0,
+        "image": {"height": 384, "width": 128},
+        "text": {"tokenizer": "openai/clip-vit-base-patch16", "length": 77, "buckets": (32, 48)},
+        "mlm": {"probability": 0.0},
+        "model": {
+            "image": "clip_b16",
+            "text": "clip_b16",
+            "embedding_dim": 512,
+            "pooling": "class",
+        },
+        "init": "openai/clip-vit-base-patch16",
+        "loss": {"contrastive": 0.0, "mlm": 0.0, "sdm": 1.0},
+        "optimizer": {"decay": "cosine"},
+    },
     "demo": {
-        "steps": 300,
-        "batch_size": 32,
+        "steps": 160,
+        "batch_size": 64,
         "log_every": 10,
-        "checkpoint_every": 100,
-        "image": {"height": 128, "width": 64},
+        "checkpoint_every": 80,
+        "image": {"height": 112, "width": 112, "padding": 8, "erase": 0.5},
         "text": {"tokenizer": "examples/tokenizer", "length": 64, "buckets": (32, 48)},
-        "model": {"image": "tiny", "text": "tiny", "embedding_dim": 128},
-        "init": {"image": "", "text": ""},
-        "contrastive": {"temperature": "learned"},
+        "model": {"image": "small_clip", "text": "tiny", "embedding_dim": 128},
+        # What ImageNet's weights are to the paper's image encoder.
+        "init_image": "examples/small_clip",
+        "init_text": "",
+        "similarity": {"temperature": "learned"},
         "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
     },
 }
@@ -48,10 +66,12 @@ def get_config(variant: str = "") -> ConfigDict:
             "batch_size": 512,
             "image": {"height": 384, "width": 128, "flip": 0.5},
             "text": {"tokenizer": "bert-base-uncased", "length": 100, "buckets": (32, 48, 64)},
-            "mlm": {"weight": 1.0, "probability": 0.15, "whole_word": False},
+            "mlm": {"probability": 0.15, "whole_word": False},
             "model": {"image": "vit_b16", "text": "bert_base", "embedding_dim": 768},
-            "init": {"image": "google/vit-base-patch16-224", "text": "bert-base-uncased"},
-            "contrastive": {"temperature": "none"},
+            "init_image": "google/vit-base-patch16-224",
+            "init_text": "bert-base-uncased",
+            "similarity": {"temperature": "none"},
+            "loss": {"contrastive": 1.0, "mlm": 1.0},
             "optimizer": {"learning_rate": 1e-5, "warmup": 0.1, "decay": "none"},
         },
         convert_dict=True,

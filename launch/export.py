@@ -34,8 +34,8 @@ def run(config: schema.Export, workdir: epath.Path, resume: bool) -> None:
     print(f"{exported.form} of {exported.parameters:,} parameters in {config.dtype}; load it with")
     for line in pytorch.loading_code(exported.form, workdir / "model"):
         print(f"  {line}")
-    for name in exported.left_out:
-        print(f"{name} was left out: {exported.form} has no place for it")
+    if exported.left_out:
+        print(f"left out, as {exported.form} has no place for it: {', '.join(exported.left_out)}")
     if config.onnx:
         difference = onnx.export(
             workdir / "onnx",

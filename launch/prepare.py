@@ -4,23 +4,25 @@ python launch/prepare.py --config=configs/prepare.py:cuhk_pedes --config.source=
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 from etils import epath
 
+from unipt_jax.captioning import drawn, lexicon
 from unipt_jax.config import schema
 from unipt_jax.config.command_line import main
 from unipt_jax.data import annotations, builders, tokenization
 
 
-def read(config: schema.Prepare) -> tuple[list[annotations.Record], list[annotations.Problem]]:
-    """Reads the annotations."""
-    return annotations.read(
-        config.dataset,
-        config.source,
-        config.annotations,
-        validation=config.validation,
-        seed=config.seed,
-    )
+def read(config: schema.Prepare) -> tuple[list, list, Callable]:
+    """Returns records, problems and what reads an image: annotated ones, or drawn ones."""
+    if config.dataset == "drawn":
+        records = drawn.records(lexicon.english(), count=config.count, seed=config.seed)
+        size = {"height": config.height, "width": config.width}
+        return records, [], drawn.reader(records, seed=config.seed, **size)
+    where = (config.dataset, config.source, config.annotations)
+    found = annotations.read(*where, validation=config.validation, seed=config.seed)
+    return *found, annotations.image_reader(*where)
 
 
 def check(config: schema.Prepare, resumed: epath.PathLike | None) -> None:
@@ -35,9 +37,9 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
     if resume and (workdir / builders.MANIFEST).exists():
         print(builders.summary(builders.read_manifest(workdir)))
         return
-    records, problems = read(config)
-    read_image = annotations.image_reader(config.dataset, config.source, config.annotations)
-    problems += builders.check_images(records, config.source, read_image)
+    records, problems, read_image = read(config)
+    if config.dataset != "drawn":
+        problems += builders.check_images(records, config.source, read_image)
     left_out = builders.set_aside(problems, workdir, stop=config.on_bad_record == "stop")
     builders.write(
         [record for record in records if record.position not in left_out],

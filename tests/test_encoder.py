@@ -44,7 +44,9 @@ def config(data):
         "image.width": WIDTH,
         "text.length": LENGTH,
         "text.buckets": (),
+        "model.image": "tiny",
         "model.embedding_dim": DIM,
+        "init_image": "",
     }
     return load.load("configs/pretrain.py:demo", changes)
 
@@ -61,7 +63,7 @@ def workdir(config, tmp_path_factory):
     # One of the eight devices: this run's time is its compilation.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "make_mesh", one_device)
-        run.pretrain(config, directory, False)
+        run.train(config, directory, False)
     return directory
 
 
@@ -320,6 +322,7 @@ def test_parameters_are_those_that_were_trained(encoder, workdir):
             step=jnp.zeros((), jnp.int32),
             params=encoder.params,
             opt_state=adamw.init(encoder.params),
+            average=None,
             key=jax.random.key(0),
         )
     )

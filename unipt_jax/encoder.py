@@ -153,7 +153,7 @@ def _require_dual_encoder(spec: specs.Spec, source: str | Path) -> None:
     if not isinstance(spec, DualEncoderSpec):
         side = "image" if isinstance(spec, VisionSpec) else "text"
         raise CheckpointError(
-            f"{source} holds one encoder alone, for --config.init.{side} of launch/train.py; "
+            f"{source} holds one encoder alone, for --config.init_{side} of launch/train.py; "
             "encoding needs both"
         )
 

@@ -8,7 +8,7 @@ import itertools
 import re
 
 COLORS = {
-    "black": "black",
+    "black": "black|dark",
     "white": "white",
     "gray": "gray|grey",
     "red": "red",
@@ -30,7 +30,7 @@ PATTERNS = {
 GARMENTS = {
     "t-shirt": "t-shirt|tee shirt|tee",
     "shirt": "shirt",
-    "sweater": "sweater|pullover",
+    "sweater": "sweater|pullover|jumper",
     "hoodie": "hoodie|hooded sweatshirt",
     "jacket": "jacket",
     "suit jacket": "suit (?:jacket|coat)",
@@ -59,7 +59,7 @@ SUBJECTS = {
 HAIR = {
     "short hair": "short hair|short-haired|hair is (?:cut )?short|hair (?:cut )?short",
     "long hair": "long hair|long-haired|hair is long|hair long",
-    "bald head": "bald|bald-headed",
+    "bald head": "bald|bald-headed|shaved",
 }
 # The word by which each phrase of the other sets is known; no word belongs to two.
 WORDS = {
@@ -106,8 +106,8 @@ UNKNOWN = {
     "steps", "stepping", "sits", "sitting", "waits", "waiting", "stops", "comes", "coming",
     "came", "strolls", "strolling", "street", "road", "sidewalk", "pavement", "shop", "station",
     "morning", "evening", "day", "night", "today", "yesterday", "alone", "slowly", "quickly",
-    "calmly", "casual", "elegant", "nice", "beautiful", "pretty", "stylish", "dark", "cap",
-    "windbreaker", "blazer", "jumper", "slacks", "miniskirt", "full-length", "smartphone",
+    "calmly", "casual", "elegant", "nice", "beautiful", "pretty", "stylish", "cap",
+    "windbreaker", "blazer", "slacks", "miniskirt", "full-length", "smartphone",
     "violet", "youthful", "little",
 }  # fmt: skip
 SOMEONE = {"man", "woman", "male", "female", "lady", "gentleman", "boy", "girl", "child", "kid"}
@@ -118,7 +118,7 @@ ONCE = {"wear": {"wears", "wearing", "wore", "worn"}, "have": {"has", "had"}}
 _GARMENT_WORDS = set(re.findall(r"[a-z-]+", " ".join(GARMENTS.values())))
 _CLOTH_WORDS = re.findall(r"[a-z-]+", " ".join([*COLORS.values(), *PATTERNS.values()]))
 _MODIFIERS = "|".join(
-    sorted({*_CLOTH_WORDS, *_GARMENT_WORDS, *BETWEEN, "long", "short", "bald", "pair of"})
+    sorted({*_CLOTH_WORDS, *_GARMENT_WORDS, *BETWEEN, "long", "short", "bald", "shaved", "pair of"})
 )
 _NOUNS = "|".join(
     sorted({"hair", "head", *_GARMENT_WORDS})

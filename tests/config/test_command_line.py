@@ -97,7 +97,8 @@ def test_a_programmers_mistake_keeps_its_traceback(file, tmp_path):
     [
         (["--config.sedd=1"], "sedd is unknown; did you mean 'seed'?"),
         (["--config.seed=x"], "seed='x' is not of type int"),
-        (["--config.data"], "data=True is not of type str"),
+        (["--config.data"], "data=True is not of type tuple of str"),
+        (["--config.init"], "init=True is not of type str"),
         (["--config.seed"], "seed=True is not of type int"),
         (["--overwite"], "unknown argument --overwite; did you mean '--overwrite'?"),
         (["--workdri=x"], "unknown argument --workdri=x; did you mean '--workdir'?"),
@@ -184,8 +185,9 @@ def test_help_alone(call, flag):
 def test_help_with_a_configuration_lists_its_fields(call, file, tmp_path):
     code, out, errors, given = call("--help", config=f"--config={file}:demo,text.buckets=(3,4)")
     assert (code, errors, given) == (0, [], [])
-    assert "  data (str, required" not in out
-    assert "  data (str, default required): directory that launch/prepare.py wrote\n" in out
+    row = "  data (tuple of str, default required): directories that launch/prepare.py or "
+    assert row + "launch/caption.py wrote, trained on together\n" in out
+    assert "  init_image (str, default ): an image encoder to start from" in out
     assert "  optimizer.warmup (float, default 0.1): share of the steps" in out
     assert not (tmp_path / "run").exists()
 
@@ -305,3 +307,13 @@ def test_overwriting_never_removes_what_is_read(tmp_path, capsys, inside):
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and f"source={source}" in message and "--overwrite" in message
     assert (workdir / "data" / "set").is_dir()
+
+
+def test_overwriting_never_removes_one_of_several_data_sets(call, tmp_path):
+    call()
+    second = tmp_path / "run" / "data"
+    second.mkdir()
+    code, _, errors, given = call(f"--config.data={tmp_path / 'else'},{second}", "--overwrite")
+    assert (code, len(errors), given) == (2, 1, [])
+    assert f"data={second}" in errors[0] and "--overwrite" in errors[0]
+    assert second.is_dir()

@@ -40,11 +40,20 @@ def message(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "steps"), [("", 0), (":", 0), (":demo", 5), (":long", 500), (":demo,long", 500)]
+    ("suffix", "steps"),
+    [
+        ("", 0),
+        (":", 0),
+        (":demo", 5),
+        (":long", 500),
+        (":demo,long", 500),
+        (":long,demo", 5),
+        (":long,seed=1,demo", 5),
+    ],
 )
 def test_variants(file, suffix, steps):
     config = load.load(file + suffix)
-    assert (config.steps, config.optimizer.warmup, config.data) == (steps, 0.2, "DIR")
+    assert (config.steps, config.optimizer.warmup, config.data) == (steps, 0.2, ("DIR",))
 
 
 def test_pairs_in_the_name_and_overrides(file):
@@ -52,22 +61,87 @@ def test_pairs_in_the_name_and_overrides(file):
         file + ":demo,seed=3,optimizer.warmup=0.5,text.buckets=(16,32),data=a=b",
         {"seed": "4", "optimizer.decay": "linear"},
     )
-    assert (config.steps, config.seed, config.data) == (5, 4, "a=b")
+    assert (config.steps, config.seed, config.data) == (5, 4, ("a=b",))
     assert (config.optimizer.warmup, config.optimizer.decay) == (0.5, "linear")
     assert config.text.buckets == (16, 32)
+    assert load.load(file + ":seed=1,demo,seed=2").seed == 2
 
 
 @pytest.mark.parametrize(
-    ("spec", "names", "pairs"),
+    ("spec", "words"),
     [
-        ("f.py:a,b", ["a", "b"], {}),
-        ("f.py:a,x=(1,2),b,y=[3,4]", ["a", "b"], {"x": "(1,2)", "y": "[3,4]"}),
-        ("f.py:x=1,x=2,a,", ["a"], {"x": "2"}),
-        ("f.py", [], {}),
+        ("f.py:a,b", ["a", "b"]),
+        ("f.py:a,x=(1,2),b,y=[3,4]", ["a", "x=(1,2)", "b", "y=[3,4]"]),
+        ("f.py:x=1,x=2,a,", ["x=1", "x=2", "a"]),
+        ("f.py", []),
     ],
 )
-def test_split_spec(spec, names, pairs):
-    assert load.split_spec(spec) == ("f.py", names, pairs)
+def test_split_spec(spec, words):
+    assert load.split_spec(spec) == ("f.py", words)
+
+
+CHOICES = """
+from ml_collections import ConfigDict
+
+VARIANTS = {
+    "recipe=sdm": {"loss": {"sdm": 2.0}},
+    "recipe=tal": {"loss": {"tal": 3.0}},
+    "init=sdm": {"init": "there"},
+}
+
+
+def get_config(variant=""):
+    config = ConfigDict({"stage": "finetune", "data": "d", "init": "", "loss": {}})
+    with config.unlocked():
+        for name in filter(None, variant.split(",")):
+            config.update(VARIANTS[name])
+    return config
+"""
+
+
+@pytest.fixture
+def choices(tmp_path):
+    """A configuration file whose variants look like fields: `recipe` is none, `init` is one."""
+    path = tmp_path / "choices.py"
+    path.write_text(CHOICES)
+    return str(path)
+
+
+def test_variants_may_look_like_fields(choices):
+    """`recipe=sdm` is a variant; `init=sdm` is one too, and any other `init` sets the field."""
+    config = load.load(f"{choices}:recipe=sdm,init=sdm,seed=3")
+    assert (config.loss.sdm, config.loss.tal, config.init, config.seed) == (2.0, 0.0, "there", 3)
+    assert load.load(f"{choices}:init=elsewhere").init == "elsewhere"
+    assert load.load(f"{choices}:init=").init == ""
+    both = load.load(f"{choices}:recipe=sdm,recipe=tal").loss
+    assert (both.sdm, both.tal) == (2.0, 3.0)
+
+
+def test_fields_go_before_variants_wherever_they_stand(choices):
+    for suffix in ("init=elsewhere,init=sdm", "init=sdm,init=elsewhere"):
+        assert load.load(f"{choices}:{suffix}").init == "elsewhere"
+    assert load.load(f"{choices}:init=sdm", {"init": "last"}).init == "last"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "part"),
+    [
+        ("recipe=xyz", "has no variant 'recipe=xyz'; did you mean 'recipe="),
+        ("recipe=sdn", "has no variant 'recipe=sdn'; did you mean 'recipe=sdm'?"),
+        ("recipe=", "has no variant 'recipe='; did you mean 'recipe="),
+        ("recipe=sdm,recipe=tall", "has no variant 'recipe=tall'; did you mean 'recipe=tal'?"),
+        ("sdm", "has no variant 'sdm'; "),
+        ("recip=sdm", "recip is unknown"),
+        ("inti=sdm", "inti is unknown; did you mean 'init'?"),
+        ("loss.sdn=1.0", "loss.sdn is unknown; did you mean 'sdm'?"),
+    ],
+)
+def test_what_is_neither_variant_nor_field_is_answered_with_the_nearest(choices, suffix, part):
+    assert part in message(f"{choices}:{suffix}")
+
+
+def test_a_variant_is_no_field_on_the_command_line(choices):
+    assert "recipe is unknown" in message(choices, {"recipe": "sdm"})
 
 
 @pytest.mark.parametrize(
@@ -85,14 +159,26 @@ def test_split_spec(spec, names, pairs):
         ("mlm.whole_word", "false", False),
         ("mlm.whole_word", "FALSE", False),
         ("mesh.data", "-1", -1),
-        ("data", "007", "007"),
-        ("data", "1e3", "1e3"),
-        ("data", "True", "True"),
-        ("data", "None", "None"),
-        ("data", "(1, 2)", "(1, 2)"),
-        ("data", "'quoted'", "'quoted'"),
-        ("data", "a b", "a b"),
+        ("init", "007", "007"),
+        ("init", "1e3", "1e3"),
+        ("init", "True", "True"),
+        ("init", "None", "None"),
+        ("init", "(1, 2)", "(1, 2)"),
+        ("init", "'quoted'", "'quoted'"),
+        ("init", "a b", "a b"),
+        ("init", "a,b", "a,b"),
         ("text.tokenizer", "42", "42"),
+        ("data", "2024", ("2024",)),
+        ("data", "1e3", ("1e3",)),
+        ("data", "True", ("True",)),
+        ("data", "None", ("None",)),
+        ("data", "'quoted'", ("'quoted'",)),
+        ("data", "a b", ("a b",)),
+        ("data", "a,b", ("a", "b")),
+        ("data", "a, 7", ("a", "7")),
+        ("data", "('a', '7')", ("a", "7")),
+        ("data", "['a,b']", ("a,b",)),
+        ("data", "(odd", ("(odd",)),
     ],
 )
 def test_text_is_read_as_the_field_asks(file, key, text, expected):
@@ -107,7 +193,23 @@ def test_text_is_read_as_the_field_asks(file, key, text, expected):
 def test_text_for_a_string_is_never_changed(text, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.py"
     path.write_text(FILE)
-    assert load.load(str(path), {"data": text}).data == text
+    assert load.load(str(path), {"init": text}).init == text
+
+
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_characters=","), min_size=1)
+        .map(str.strip)
+        .filter(lambda name: name and name[0] not in "(["),
+        min_size=1,
+    )
+)
+def test_names_of_data_sets_are_never_changed(names, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.py"
+    path.write_text(FILE)
+    assert load.load(str(path), {"data": ",".join(names)}).data == tuple(names)
+    assert load.load(str(path), {"data": ", ".join(names)}).data == tuple(names)
+    assert load.load(str(path), {"data": repr(names)}).data == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +223,12 @@ def test_text_for_a_string_is_never_changed(text, tmp_path_factory):
         ("epochs", "nan", "epochs='nan' is not of type float"),
         ("mlm.whole_word", "yes", "mlm.whole_word='yes' is not of type bool"),
         ("mlm.whole_word", "1", "mlm.whole_word=1 is not of type bool"),
-        ("data", True, "data=True is not of type str"),
+        ("data", True, "data=True is not of type tuple of str"),
+        ("data", "(1, 2)", "data=(1, 2) is not of type tuple of str"),
+        ("data", "", "data=['']: name one directory or more"),
+        ("data", "a,", "data=['a', '']: name one directory or more"),
+        ("data", "()", "data=[]: name one directory or more"),
+        ("init", True, "init=True is not of type str"),
         ("optimizer.warmpu", "0.1", "optimizer.warmpu is unknown; did you mean 'warmup'?"),
         ("sedd", "1", "sedd is unknown; did you mean 'seed'?"),
         ("optimizr.warmup", "1", "optimizr is unknown; did you mean 'optimizer'?"),

@@ -15,8 +15,10 @@ from unipt_jax.core.errors import ConfigError
 
 MINIMAL = {
     "pretrain": {"stage": "pretrain", "data": "DIR"},
+    "finetune": {"stage": "finetune", "data": "DIR"},
     "prepare": {"stage": "prepare", "dataset": "pairs", "source": "DIR"},
     "caption": {"stage": "caption", "images": "DIR"},
+    "evaluate": {"stage": "evaluate", "data": "DIR", "checkpoint": "DIR"},
     "convert": {"stage": "convert", "source": "DIR"},
     "export": {"stage": "export", "checkpoint": "DIR"},
 }
@@ -27,10 +29,10 @@ def pretrain(**values):
     return schema.build(MINIMAL["pretrain"] | values)
 
 
-def faults(**values):
+def faults(stage="pretrain", **values):
     """The message about a configuration that does not fit."""
     with pytest.raises(ConfigError) as caught:
-        pretrain(**values)
+        schema.build(MINIMAL[stage] | values)
     return str(caught.value)
 
 
@@ -61,6 +63,8 @@ def nested(name, value):
         ({"log_evry": 1}, "log_evry is unknown; did you mean 'log_every'?"),
         ({"optimizer": {"learning_rat": 1.0}}, "optimizer.learning_rat is unknown; did you mean"),
         ({"mlm": {"whole_words": True}}, "mlm.whole_words is unknown; did you mean 'whole_word'?"),
+        ({"loss": {"contrastiv": 1.0}}, "loss.contrastiv is unknown; did you mean 'contrastive'?"),
+        ({"init": {"image": "x"}}, "init={'image': 'x'} is not of type str"),
         ({"mesh": {"zzz": 1}}, "mesh.zzz is unknown; known: data, fsdp, tensor"),
     ],
 )
@@ -72,6 +76,8 @@ def test_unknown_fields_name_the_nearest(values, message):
     ("values", "message"),
     [
         ({"stage": "pretrain"}, "data is not set; pass --config.data=..."),
+        ({"stage": "finetune"}, "data is not set; pass --config.data=..."),
+        ({"stage": "evaluate", "data": "d"}, "checkpoint is not set; pass --config.checkpoint=..."),
         ({"stage": "prepare"}, "dataset is not set; pass --config.dataset=..."),
         ({"stage": "pretran"}, "stage='pretran'; did you mean 'pretrain'?"),
         ({}, "stage=None; known: "),
@@ -103,8 +109,13 @@ def test_all_faults_are_listed_at_once():
         ({"seed": None}, "seed=None is not of type int"),
         ({"epochs": "3"}, "epochs='3' is not of type float"),
         ({"epochs": True}, "epochs=True is not of type float"),
-        ({"data": 7}, "data=7 is not of type str"),
-        ({"data": True}, "data=True is not of type str"),
+        ({"init": 7}, "init=7 is not of type str"),
+        ({"init": True}, "init=True is not of type str"),
+        ({"data": 7}, "data=7 is not of type tuple of str"),
+        ({"data": True}, "data=True is not of type tuple of str"),
+        ({"data": ("a", 2024)}, "data=('a', 2024) is not of type tuple of str"),
+        ({"data": ["a", None]}, "is not of type tuple of str"),
+        ({"data": {"a": "b"}}, "data={'a': 'b'} is not of type tuple of str"),
         ({"mlm": {"whole_word": 1}}, "mlm.whole_word=1 is not of type bool"),
         ({"mlm": {"whole_word": "yes"}}, "mlm.whole_word='yes' is not of type bool"),
         ({"text": {"buckets": 32}}, "text.buckets=32 is not of type tuple of int"),
@@ -125,6 +136,22 @@ def test_values_take_exactly_the_declared_type():
     assert config.epochs == 3.0
     assert config.text.buckets == (16, 32)
     assert type(config.optimizer.weight_decay) is float
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "evaluate"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a", ("a",)),
+        ("a,b", ("a", "b")),
+        (" a b , c ", ("a b", "c")),
+        (["a", "b"], ("a", "b")),
+        (("a,b", " c"), ("a,b", " c")),
+    ],
+)
+def test_data_sets_are_one_or_several(stage, given, expected):
+    """One text names one or, with commas, several; in a list each is taken as it is."""
+    assert schema.build(MINIMAL[stage] | {"data": given}).data == expected
 
 
 def test_configurations_are_frozen():
@@ -148,9 +175,28 @@ def test_configurations_are_frozen():
         ("optimizer.learning_rate", 1e-12, 0.0, "must be above 0"),
         ("optimizer.beta1", 0.999, 1.0, "must be below 1"),
         ("optimizer.beta2", 0, 1, "must be below 1"),
-        ("contrastive.logit_scale", 100.0, 100.5, "must be at most 100"),
+        ("similarity.logit_scale", 100.0, 100.5, "must be at most 100"),
         ("mesh.data", -1, -2, "must be at least -1"),
         ("model.dropout", 0.9, 0.95, "must be at most 0.9"),
+        ("ema", 0.999, 1.0, "must be below 1"),
+        ("instances", 0, -1, "must be at least 0"),
+        ("repeats", (1,), (0,), "repeats=0 must be at least 1"),
+        ("image.padding", 0, -1, "must be at least 0"),
+        ("image.erase", 1.0, 1.001, "must be at most 1"),
+        ("image.pool", 0, -1, "must be at least 0"),
+        ("text.noise_probability", 1.0, 1.001, "must be at most 1"),
+        ("loss.sdm", 0.0, -0.001, "must be at least 0"),
+        ("loss.ranking_margin", 1e-12, 0.0, "must be above 0"),
+        ("loss.sdm_temperature", 1e-12, 0.0, "must be above 0"),
+        ("loss.tal_temperature", 1e-12, 0.0, "must be above 0"),
+        ("loss.tal_margin", 0.0, -0.001, "must be at least 0"),
+        ("loss.soft_labels", 1.0, 1.001, "must be at most 1"),
+        ("optimizer.image", 0.0, -0.001, "must be at least 0"),
+        ("optimizer.text", 0.0, -0.001, "must be at least 0"),
+        ("optimizer.new", 0.0, -0.001, "must be at least 0"),
+        ("optimizer.bias", 0.0, -0.001, "must be at least 0"),
+        ("optimizer.start", 1.0, 1.001, "must be at most 1"),
+        ("optimizer.end", 1.0, 1.001, "must be at most 1"),
         ("seed", 4294967295, 4294967296, "must be at most 4294967295"),
         ("seed", 0, -1, "must be at least 0"),
     ],
@@ -164,7 +210,7 @@ def test_ranges_at_their_ends(name, good, bad, message):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize(
-    "name", [name for name, item in leaves(schema.Pretrain) if item.type is float]
+    "name", [name for name, item in leaves(schema.Train) if item.type is float]
 )
 def test_floats_are_finite(name, number):
     """P93: an infinite field could not even be written to config.json."""
@@ -185,9 +231,12 @@ def test_the_largest_seed_is_the_last_that_jax_tells_apart():
     ("name", "value", "message"),
     [
         ("optimizer.decay", "liner", "optimizer.decay='liner'; did you mean 'linear'?"),
-        ("contrastive.temperature", "zzz", "known: fixed, learned, none"),
+        ("similarity.temperature", "zzz", "known: fixed, learned, none"),
         ("dtype", "float16", "dtype='float16'; did you mean"),
         ("on_bad_record", "skip", "known: quarantine, stop"),
+        ("optimizer.name", "adamx", "optimizer.name='adamx'; did you mean 'adam"),
+        ("model.pooling", "mean", "known: class, max"),
+        ("text.noise", "masked", "text.noise='masked'; did you mean 'mask'?"),
     ],
 )
 def test_choices(name, value, message):
@@ -199,47 +248,128 @@ def test_every_choice_is_taken(decay):
     assert pretrain(optimizer={"decay": decay}).optimizer.decay == decay
 
 
+def test_pre_training_and_fine_tuning_share_their_fields():
+    first, second = (schema.build(MINIMAL[stage]) for stage in ("pretrain", "finetune"))
+    assert (first.stage, second.stage) == ("pretrain", "finetune")
+    assert dataclasses.replace(first, stage="finetune") == second
+
+
 # ---------------------------------------------------------------------------- several fields
 
 
+CONTRADICTIONS = [
+    ({"data": ""}, "data=['']: name one directory or more"),
+    ({"data": ()}, "data=[]: name one directory or more"),
+    ({"data": "a,,b"}, "data=['a', '', 'b']: name one directory or more"),
+    (
+        {"data": "a,b", "repeats": (2,)},
+        "repeats=(2,) must have a number for each of data=['a', 'b']",
+    ),
+    (
+        {"data": "a,b", "repeats": (2, 1), "instances": 4},
+        "instances draws identities, whatever repeats says; set instances=0 or repeats=()",
+    ),
+    ({"steps": 0, "epochs": 0.0}, "steps and epochs are both 0"),
+    ({"batch_size": 64, "accumulate": 3}, "accumulate=3 does not divide batch_size=64"),
+    (
+        {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 48}},
+        "loss.negatives=48 does not divide batch_size=64",
+    ),
+    (
+        {"text": {"length": 32, "buckets": (16, 32)}},
+        "text.buckets=(16, 32) must be shorter than text.length=32",
+    ),
+    (
+        {"model": {"pool_padding": True}, "text": {"buckets": (16,)}},
+        "model.pool_padding makes embeddings depend on the padded length",
+    ),
+    ({"text": {"noise": "corrupt"}}, "text.noise='corrupt' needs text.noise_probability above 0"),
+    ({"text": {"noise": "delete"}}, "text.noise='delete' needs text.noise_probability above 0"),
+    ({"paper_protocol": True}, "paper_protocol says where evaluate measures"),
+    ({"mlm": {"probability": 0.0}}, "loss.mlm needs masked tokens"),
+    (
+        {"model": {"pgu": "paper"}, "loss": {"pgu": 0.0}},
+        "model.pgu adds features that loss.pgu=0 leaves untrained",
+    ),
+    (
+        {"model": {"cross_modal": True}, "loss": {"mlm": 0.0}},
+        "model.cross_modal adds blocks that loss.mlm=0 leaves untrained",
+    ),
+    ({"loss": {"contrastive": 0.0}}, "no loss compares images with texts"),
+    ({"loss": {"contrastive": 0.0, "identity": 1.0}}, "no loss compares images with texts"),
+    ({"loss": {"contrastive": 0.0, "c_itc": 1.0}}, "no loss compares images with texts"),
+]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(("values", "message"), CONTRADICTIONS)
+def test_fields_that_contradict_each_other(stage, values, message):
+    found = faults(stage, **values)
+    assert {other for _, other in CONTRADICTIONS if other in found} == {message}
+
+
+def test_every_comparing_loss_that_could_be_weighed_is_named():
+    """What the message proposes is what then passes, and it is all that passes."""
+    names = [item.name for item in dataclasses.fields(schema.Loss) if item.type is float]
+    none = {"contrastive": 0.0}
+    proposed = faults(loss=none).split("weigh one of ")[1].split(", ")
+    assert set(proposed) < set(names)
+    for name in proposed:
+        assert getattr(pretrain(loss=none | {name: 0.5}).loss, name) == 0.5
+    for name in {"identity", "mlm", "pgu", "c_itc"}:
+        faults(loss=none | {name: 0.5})
+
+
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("stage", "values", "message"),
     [
-        ({"steps": 0, "epochs": 0.0}, "steps and epochs are both 0"),
-        ({"batch_size": 64, "accumulate": 3}, "accumulate=3 does not divide batch_size=64"),
+        ("evaluate", {"data": ""}, "data=['']: name one directory or more"),
+        ("evaluate", {"data": []}, "data=[]: name one directory or more"),
+        ("prepare", {"source": ""}, "source is not set; pass --config.source=..."),
         (
-            {"batch_size": 64, "contrastive": {"negatives": 48}},
-            "contrastive.negatives=48 does not divide batch_size=64",
+            "prepare",
+            {"dataset": "drawn", "validation": 0.1},
+            "drawn pedestrians are all for training",
         ),
-        (
-            {"text": {"length": 32, "buckets": (16, 32)}},
-            "text.buckets=(16, 32) must be shorter than text.length=32",
-        ),
+        ("convert", {"height": 384}, "height=384 and width=0: set both, or neither (0)"),
+        ("convert", {"width": 128}, "height=0 and width=128: set both, or neither (0)"),
     ],
 )
-def test_fields_that_contradict_each_other(values, message):
-    assert message in faults(**values)
+def test_fields_of_other_stages_that_contradict_each_other(stage, values, message):
+    assert message in faults(stage, **values)
 
 
 def test_contradictions_are_listed_at_once():
-    message = faults(batch_size=10, accumulate=3, contrastive={"negatives": 4}, epochs=0, zzz=1)
+    message = faults(batch_size=10, accumulate=3, loss={"negatives": 4}, epochs=0, zzz=1)
     assert "zzz is unknown" in message
     assert message.count("does not divide") == 2
     assert "both 0" in message
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("stage", "values"),
     [
-        {"steps": 5, "epochs": 0.0},
-        {"batch_size": 64, "accumulate": 64},
-        {"batch_size": 64, "contrastive": {"negatives": 0}},
-        {"batch_size": 64, "contrastive": {"negatives": 64}},
-        {"text": {"length": 32, "buckets": (16, 31)}},
+        ("pretrain", {"steps": 5, "epochs": 0.0}),
+        ("pretrain", {"batch_size": 64, "accumulate": 64}),
+        ("pretrain", {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 0}}),
+        ("pretrain", {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 64}}),
+        ("pretrain", {"text": {"length": 32, "buckets": (16, 31)}}),
+        ("pretrain", {"model": {"pool_padding": True}, "text": {"buckets": ()}}),
+        ("pretrain", {"text": {"noise": "corrupt", "noise_probability": 0.001}}),
+        ("pretrain", {"text": {"noise": "mask"}}),
+        ("finetune", {"data": "a,b", "repeats": (2, 1)}),
+        ("finetune", {"data": "a,b", "instances": 4}),
+        ("finetune", {"evaluate": True, "paper_protocol": True}),
+        ("finetune", {"mlm": {"probability": 0.0}, "loss": {"mlm": 0.0}}),
+        ("finetune", {"model": {"pgu": "paper"}, "loss": {"pgu": 0.5}}),
+        ("finetune", {"loss": {"pgu": 0.0}}),
+        ("finetune", {"model": {"cross_modal": True}}),
+        ("prepare", {"dataset": "drawn", "source": ""}),
+        ("convert", {"height": 384, "width": 128}),
     ],
 )
-def test_fields_that_agree(values):
-    assert isinstance(pretrain(**values), schema.Pretrain)
+def test_fields_that_agree(stage, values):
+    assert isinstance(schema.build(MINIMAL[stage] | values), schema.STAGES[stage])
 
 
 # ---------------------------------------------------------------------------- round trip
@@ -249,7 +379,8 @@ def test_fields_that_agree(values):
     values=st.fixed_dictionaries(
         {},
         optional={
-            "data": st.text(),
+            "data": st.lists(st.text(min_size=1), min_size=1, max_size=3),
+            "init": st.text(),
             "seed": st.integers(0, 2**32 - 1),
             "epochs": st.floats(0.5, 1e6) | st.integers(1, 1000),
             "dtype": st.sampled_from(["float32", "bfloat16"]),
@@ -280,8 +411,15 @@ def test_a_minimal_configuration_gets_every_default(stage):
 
 def test_to_dict_holds_plain_values():
     plain = schema.to_dict(pretrain(text={"buckets": (8,), "length": 16}))
-    assert plain["text"] == {"tokenizer": "bert-base-uncased", "length": 16, "buckets": [8]}
+    assert plain["text"] == {
+        "tokenizer": "bert-base-uncased",
+        "length": 16,
+        "buckets": [8],
+        "noise": "none",
+        "noise_probability": 0.0,
+    }
     assert type(plain["text"]["buckets"]) is list
+    assert plain["data"] == ["DIR"] and type(plain["data"]) is list
 
 
 # ---------------------------------------------------------------------------- declarations
@@ -289,7 +427,7 @@ def test_to_dict_holds_plain_values():
 
 STAGE_LEAVES = [
     pytest.param(item, id=f"{stage}-{name}")
-    for stage, cls in schema.STAGES.items()
+    for cls, stage in {cls: stage for stage, cls in schema.STAGES.items()}.items()
     for name, item in leaves(cls)
 ]
 
@@ -313,16 +451,22 @@ def test_every_default_is_of_its_type_and_in_its_range(item):
         assert limits["below"] is None or entry < limits["below"]
 
 
-@pytest.mark.parametrize("stage", sorted(schema.STAGES))
-def test_the_first_field_of_a_stage_is_its_name(stage):
-    first = dataclasses.fields(schema.STAGES[stage])[0]
-    assert (first.name, first.metadata["choices"]) == ("stage", (stage,))
+@pytest.mark.parametrize("cls", dict.fromkeys(schema.STAGES.values()))
+def test_the_first_field_of_a_stage_is_its_name(cls):
+    first = dataclasses.fields(cls)[0]
+    stages = tuple(stage for stage, used in schema.STAGES.items() if used is cls)
+    assert (first.name, first.metadata["choices"]) == ("stage", stages)
 
 
 def test_describe_opens_groups_in_order():
-    rows = schema.describe(schema.Pretrain)
-    assert [name for name, *_ in rows] == [name for name, _ in leaves(schema.Pretrain)]
-    assert rows[1] == ("data", "str", "required", "directory that launch/prepare.py wrote")
+    rows = schema.describe(schema.Train)
+    assert [name for name, *_ in rows] == [name for name, _ in leaves(schema.Train)]
+    assert rows[1] == (
+        "data",
+        "tuple of str",
+        "required",
+        "directories that launch/prepare.py or launch/caption.py wrote, trained on together",
+    )
     assert {name: (kind, default) for name, kind, default, _ in rows}["text.buckets"] == (
         "tuple of int",
         (),
@@ -343,6 +487,9 @@ def test_describe_opens_groups_in_order():
         ),
         ({"log_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "workers": 2}, []),
         ({"data": "elsewhere", "mesh": {"data": 2, "fsdp": 4}}, []),
+        ({"loss": {"sdm": 1.0}}, ["loss.sdm: 0.0 before, 1.0 now"]),
+        ({"init": "elsewhere"}, ["init: '' before, 'elsewhere' now"]),
+        ({"stage": "finetune"}, ["stage: 'pretrain' before, 'finetune' now"]),
         ({}, []),
     ],
 )

@@ -280,6 +280,117 @@ def test_another_format_version(prepared, tmp_path):
         builders.open_split(tmp_path, "train")
 
 
+@pytest.fixture(scope="module")
+def other(source, tokenizer, tmp_path_factory) -> Path:
+    """A second data set: three images of two identities, one of them without a name."""
+    records = [
+        Record("x/4.jpg", ("a", "man"), "toy/5", "train", 0),
+        Record("x/0.jpg", ("red",), "", "train", 1),
+        Record("x/3.jpg", ("in red",), "toy/5", "train", 2),
+    ]
+    return write(source, tmp_path_factory.mktemp("other"), tokenizer, records)
+
+
+def test_joined_splits_stand_one_after_the_other(prepared, other):
+    first, second = builders.open_split(prepared, "train"), builders.open_split(other, "train")
+    both = builders.join([first, second])
+    assert both.caption_counts.tolist() == [2, 1, 3, 1, 2, 1, 1]
+    assert both.identities.tolist() == [1, 0, 2, 1, 3, 4, 3]
+    assert both.text_lengths.tolist() == [4, 6, 3, 4, 3, 3, 5, 3, 3, 3, 4]
+    assert both.tokenizer_fingerprint == first.tokenizer_fingerprint
+    assert both.pairs[0].tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6]
+    arrays = (both.caption_counts, both.identities, both.text_lengths, *both.pairs)
+    assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+    assert (both.name, both.directory) == ("train", f"{prepared} + {other}")
+    assert len(both.images) == 7
+    for number in range(7):
+        part, at, where = (first, number, prepared) if number < 4 else (second, number - 4, other)
+        entry = part.images[at]
+        assert both.images[np.int32(number)] == entry | {"path": f"{where}/{entry['path']}"}
+    for number in (-1, 7):
+        with pytest.raises(IndexError):
+            both.images[number]
+
+
+def test_joined_splits_travel_to_processes_and_read_when_asked(prepared, other):
+    parts = [builders.open_split(directory, "train") for directory in (prepared, other)]
+    both = pickle.loads(pickle.dumps(builders.join(parts)))
+    assert both.images[4]["captions"] == ["a", "man"]
+
+    reads = []
+
+    class Counting(list):
+        def __getitem__(self, number):
+            reads.append(number)
+            return super().__getitem__(number)
+
+    counting = [
+        dataclasses.replace(
+            part, images=builders.Images(Counting([{"path": b""}] * len(part.images)))
+        )
+        for part in parts
+    ]
+    reads.clear()
+    builders.join(counting)
+    assert len(reads) < 4  # The type checker of the tests looks at one or two of the 7.
+
+
+def test_one_split_joined_is_itself_and_none_is_an_error(prepared):
+    split = builders.open_split(prepared, "train")
+    assert builders.join([split]) is split
+    with pytest.raises(DataError, match="no data set"):
+        builders.join([])
+
+
+def test_three_splits_of_two_names_with_an_empty_one(prepared):
+    train, test = builders.open_split(prepared, "train"), builders.open_split(prepared, "test")
+    nothing = np.zeros(0, np.int32)
+    empty = dataclasses.replace(
+        train,
+        images=builders.Images([]),
+        caption_counts=nothing,
+        identities=nothing,
+        text_lengths=nothing,
+    )
+    joined = builders.join([test, empty, train])
+    assert joined.identities.tolist() == [0, 2, 1, 3, 2]
+    assert joined.name == "test + train"
+    assert [joined.images[number]["path"] for number in range(2)] == [
+        f"{prepared}/x/4.jpg",
+        f"{prepared}/x/0.jpg",
+    ]
+
+
+def test_fingerprint_tells_parts_and_their_order(prepared):
+    """Also of parts whose arrays put together are the same: an image is one person's, all over."""
+
+    def part(images):
+        return builders.Split(
+            images=builders.Images([{"path": b""}] * images),
+            caption_counts=np.ones(images, np.int32),
+            identities=np.arange(images, dtype=np.int32),
+            text_lengths=np.zeros(0, np.int32),
+            tokenizer_fingerprint="",
+            name="train",
+            directory=f"/{images}",
+        )
+
+    one, two, three = part(1), part(2), part(3)
+    joins = [[one, two], [two, one], [three], [one, one, one], [one, builders.join([one, one])]]
+    fingerprints = [builders.join(parts).fingerprint for parts in joins]
+    assert len(set(fingerprints)) == len(joins)
+    assert builders.join([one, two]).fingerprint == fingerprints[0]
+
+
+@pytest.mark.parametrize("fingerprints", [("x", "y"), ("x", "")])
+def test_lengths_of_two_tokenizers_are_not_mixed(prepared, fingerprints):
+    split = builders.open_split(prepared, "train")
+    parts = [dataclasses.replace(split, tokenizer_fingerprint=name) for name in fingerprints]
+    joined = builders.join(parts)
+    assert joined.text_lengths.shape == (0,)
+    assert joined.tokenizer_fingerprint == f"x + {fingerprints[1] or 'none'}"
+
+
 def jpeg(red: int) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (16, 32), (red, 0, 0)).save(content, "JPEG")

@@ -502,6 +502,202 @@ def test_lengths_of_another_tokenizer_are_ignored(split, make, fingerprint, leng
     assert_same([dataset[number] for number in range(9)], expected)
 
 
+# ---------------------------------------------------------------------------- augmentation
+
+
+def test_augmentations_come_in_the_order_of_the_field(monkeypatch, make):
+    """Flip, pad and crop, the pool, erasing; each with what `Preprocess` says."""
+    calls = []
+    for name in ("random_flip", "pad_and_crop", "random_pool", "random_erase"):
+        monkeypatch.setattr(
+            pipeline.transforms,
+            name,
+            lambda image, *how, name=name: (calls.append((name, *how[:-1])), image)[1],
+        )
+    make(batch_size=1, padding=3, pool=2, erase=0.5, fill=(1, 2, 3))[0]
+    assert calls == [
+        ("random_flip", 0.5),
+        ("pad_and_crop", 3, (1, 2, 3)),
+        ("random_pool", 2, (1, 2, 3)),
+        ("random_erase", 0.5, (1, 2, 3)),
+    ]
+
+
+def test_images_are_shifted_and_erased_with_the_fill(source, make):
+    """Every pixel is one of the shifted picture's, or the fill; text is as without."""
+    fill = (7, 77, 177)
+    augmented, bare = make(padding=4, erase=1.0, fill=fill), make()
+    shifts = set()
+    for number in range(5):
+        ours, theirs = augmented[number], bare[number]
+        for name in ours.keys() - {"image"}:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        for image, plain in zip(ours["image"], theirs["image"], strict=True):
+            filled = (image == fill).all(-1)
+            padded = np.pad(plain, ((4, 4), (4, 4), (0, 0)))
+            matching = [
+                (down, right)
+                for down in range(9)
+                for right in range(9)
+                if (image == padded[down : down + HEIGHT, right : right + WIDTH])
+                .all(-1)[~filled]
+                .all()
+            ]
+            assert len(matching) == 1 and filled.any() and not filled.all()
+            shifts.add(matching[0])
+    assert len(shifts) > 10
+
+
+def test_the_pool_changes_images_alone(make):
+    augmented, bare = make(pool=2), make()
+    changed = 0
+    for number in range(5):
+        ours, theirs = augmented[number], bare[number]
+        changed += (ours.pop("image") != theirs.pop("image")).any((1, 2, 3)).sum()
+        assert_same([ours], [theirs])
+    assert 12 < changed <= 25
+
+
+def test_the_masked_copy_may_be_the_text(make):
+    """IRRA: what is masked for the language model is hidden from all objectives."""
+    noisy, bare = make(text_noise="mask"), make()
+    for number in range(5):
+        ours, theirs = noisy[number], bare[number]
+        np.testing.assert_array_equal(ours["text"], ours["masked_text"])
+        assert (ours["text"] != theirs["text"]).any()
+        assert_same([ours | {"text": theirs["text"]}], [theirs])
+
+
+def test_corrupted_tokens_are_shortened_and_padded(make, ids):
+    """RDE, at a probability that shows: the ends stay, the rest is of the vocabulary."""
+    backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
+    roles = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    start, end, pad, mask = (backend.token_to_id(token) for token in roles)
+    shorter = masks = 0
+    options = {"mlm_probability": 0.0, "buckets": (8, 16), "batch_size": 3}
+    noisy = make(text_noise="corrupt", text_noise_probability=0.5, **options)
+    bare = make(**options)
+    for number in range(9):
+        ours, theirs = noisy[number], bare[number]
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+        assert ours["text"].shape == theirs["text"].shape
+        for row, pair in enumerate(ours["record"].tolist()):
+            count = int(ours["text_mask"][row].sum())
+            text = ours["text"][row]
+            assert ours["text_mask"][row, :count].all() and (text[count:] == pad).all()
+            assert (text[0], text[count - 1]) == (start, end)
+            assert 3 <= count <= min(len(ids[pair]), LENGTH)
+            shorter += count < min(len(ids[pair]), LENGTH)
+            masks += (text == mask).sum()
+    assert shorter > 8 and masks > 20
+
+
+def test_deleted_words_are_missing_from_the_text(make, tokenizer):
+    noisy = make(text_noise="delete", text_noise_probability=0.3, mlm_probability=0.0)
+    shorter = 0
+    for number in range(5):
+        batch = noisy[number]
+        for row, pair in enumerate(batch["record"].tolist()):
+            found = batch["text"][row][batch["text_mask"][row]].tolist()
+            rest = iter(tokenizer.encode(CAPTIONS[pair], 1000).tolist())
+            assert all(token in rest for token in found)
+            shorter += len(found) < len(tokenizer.encode(CAPTIONS[pair], LENGTH))
+    assert shorter > 5
+
+
+@pytest.mark.parametrize(
+    ("noise", "lacking", "message"),
+    [("corrupt", ["mask"], r"no mask token .* text.noise='corrupt'"),
+     ("mask", [], r"text.noise='mask' .* mlm.probability=0")],
+)  # fmt: skip
+def test_noise_that_needs_what_is_not_there_is_refused(split, tokenizer, noise, lacking, message):
+    lesser = dataclasses.replace(tokenizer, **dict.fromkeys(lacking))
+    how = preprocess(mlm_probability=0.0, text_noise=noise, text_noise_probability=0.2)
+    with pytest.raises(ConfigError, match=message):
+        pipeline.train_batches(split, lesser, how, batch_size=5, seed=0)
+
+
+# ---------------------------------------------------------------------------- balanced batches
+
+
+def test_balanced_batches_hold_several_pairs_of_each_identity(make):
+    """Three identities of seven, two pairs each; two rounds of two batches visit six or seven."""
+    dataset = make(batch_size=6, instances=2)
+    for number in range(8):
+        batch = dataset[number]
+        assert [PAIR_IMAGES[pair] // 2 for pair in batch["record"]] == batch["identity"].tolist()
+        groups = batch["identity"].reshape(3, 2)
+        assert (groups[:, 0] == groups[:, 1]).all() and len(set(groups[:, 0])) == 3
+    assert set(records(dataset, 40)) == set(range(PAIRS))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_balanced_batches_depend_on_their_number_alone(make, workers):
+    """P26, P35: read ahead, by threads or workers, resumed, and shared by processes."""
+    options = {"batch_size": 6, "instances": 2, "padding": 2, "erase": 0.5, "pool": 1}
+    expected = [make(**options)[number] for number in reversed(range(6))][::-1]
+    with pipeline.Batches(make(**options), start=2, workers=workers) as batches:
+        assert_same([next(batches) for _ in range(4)], expected[2:])
+    parts = [make(**options, process_index=index, process_count=3) for index in range(3)]
+    for number in range(6):
+        thirds = [part[number] for part in parts]
+        stacked = {name: np.concatenate([third[name] for third in thirds]) for name in thirds[0]}
+        assert_same([stacked], [expected[number]])
+
+
+def test_no_two_balanced_examples_share_their_random_numbers(make):
+    """Positions go on counting: an identity that comes again is flipped and masked anew."""
+    dataset = make(batch_size=14, instances=2)
+    seen = collections.defaultdict(set)
+    for number in range(12):
+        batch = dataset[number]
+        for row, pair in enumerate(batch["record"].tolist()):
+            seen[pair].add(batch["image"][row].tobytes())
+    assert sum(len(images) == 2 for images in seen.values()) > 15
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "instances", "message"),
+    [(5, 2, "batch_size=5 .* instances=2"), (16, 2, "needs 8 identities, and the data have 7")],
+)
+def test_balanced_batches_that_cannot_be_are_refused(make, batch_size, instances, message):
+    with pytest.raises(ConfigError, match=message):
+        make(batch_size=batch_size, instances=instances)
+
+
+# ---------------------------------------------------------------------------- several data sets
+
+
+def test_joined_data_sets_give_the_examples_of_their_parts(split, broken, make, tokenizer):
+    """Of 50 pairs the second 25 are the second part's, with labels of their own."""
+    both = builders.join([split, split])
+    assert len(both.pairs[0]) == 2 * PAIRS
+    load = pipeline.LoadPair(both, tokenizer, preprocess(), 0, False)
+    alone = pipeline.LoadPair(split, tokenizer, preprocess(), 0, False)
+    for pair in range(PAIRS):
+        expected = alone((3, pair))
+        assert_same([load((3, pair))], [expected])
+        second = expected | {
+            "record": np.int32(pair + PAIRS),
+            "identity": expected["identity"] + np.int32(7),
+        }
+        assert_same([load((3, pair + PAIRS))], [second])
+    bad = builders.join([split, broken])
+    with pytest.raises(DataError, match=rf"train {split.directory}/{BAD}.png: cannot be decoded"):
+        [make(split=bad)[number] for number in range(10)]
+
+
+def test_joined_lengths_of_different_tokenizers_leave_buckets_unused(split, make, caplog):
+    other = dataclasses.replace(split, tokenizer_fingerprint="another", directory="/other")
+    assert make(split=builders.join([split, split]), buckets=(8,), batch_size=1)[0]
+    assert not caplog.records
+    dataset = make(split=builders.join([split, other]), buckets=(8, 16), batch_size=1)
+    assert {dataset[number]["text"].shape for number in range(20)} == {(1, LENGTH)}
+    assert f"{split.directory} + /other stores caption lengths" in caplog.text
+    assert f"'{split.tokenizer_fingerprint} + another'" in caplog.text
+
+
 # ---------------------------------------------------------------------------- damage
 
 

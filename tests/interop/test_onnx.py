@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.interop.test_pytorch import CASES, LENGTH, UNIPT, apply, inputs, noise, unit
+from tests.interop.test_pytorch import CASES, FINE_TUNED, LENGTH, UNIPT, apply, inputs, noise, unit
 from unipt_jax.core.errors import ConfigError, ConversionError
 from unipt_jax.interop import onnx
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -64,6 +64,18 @@ def test_inputs_and_outputs(tmp_path):
         ("text_mask", "tensor(bool)", ["batch", "length"]),
     ]
     assert sides(text.get_outputs()) == [("text_embedding", "tensor(float)", ["batch", 20])]
+
+
+@needs_extra
+def test_what_stands_on_the_encoders_is_left_out(tmp_path):
+    """The files of a fine-tuned model are those of its encoders alone."""
+    spec, heads, alone = FINE_TUNED["clip"]
+    params = jax.tree.map(jnp.asarray, noise(spec))
+    kept = {name: part for name, part in params.items() if name not in heads}
+    for name, model, given in (("whole", spec, params), ("alone", alone, kept)):
+        onnx.export(tmp_path / name, model=DualEncoder(model), params=given, text_length=LENGTH)
+    for file in (onnx.IMAGE_FILE, onnx.TEXT_FILE):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 
 
 @needs_extra

@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+import unipt_jax
 from tests.data.test_tokenization import write_byte_pairs
 from unipt_jax.core import trees
 from unipt_jax.core.errors import ConversionError
@@ -23,8 +24,14 @@ from unipt_jax.interop import huggingface, pytorch
 from unipt_jax.models import clip, specs
 from unipt_jax.models.bert import TextSpec
 from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.cross_modal import CrossModalSpec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.pgu import PguSpec
+from unipt_jax.models.token_selection import TokenSelectionSpec
 from unipt_jax.models.vit import VisionSpec
+from unipt_jax.training.checkpoints import Checkpoints
+from unipt_jax.training.model_file import TOKENIZER_DIRECTORY, ModelFile
+from unipt_jax.training.state import TrainState
 
 LENGTH, END = 12, 3
 
@@ -104,6 +111,34 @@ CASES = {
     "vit_clip_text": dataclasses.replace(UNIPT, text=CLIP_TEXT, mlm=False),
 }
 CLIP_MODELS = {"clip", "clip_activations", "clip_equal_sizes", "clip_mlm"}
+
+# Fine-tuned models with the parameters that are left out of them, and what remains.
+CLASSIFIED = {
+    "pgu": PguSpec(5, 3, 4, 2, 4, 8, 1, 4, 8),
+    "identities": 7,
+    "logit_bias": True,
+}
+HEADS = {"pgu", "identity_head", "pgu_identity_head", "logit_bias"}
+SELECTION = {"image_selection", "text_selection"}
+CROSS_MODAL = CrossModalSpec(layers=1, heads=2)
+FINE_TUNED = {
+    "unipt": (change(UNIPT, **CLASSIFIED), HEADS, UNIPT),
+    "irra": (
+        change(UNIPT, **CLASSIFIED, cross_modal=CROSS_MODAL),
+        HEADS | {"cross_modal"},
+        change(UNIPT, mlm=False),
+    ),
+    "clip": (
+        change(CLIP, **CLASSIFIED, selection=TokenSelectionSpec(feature_dim=6), mlm=True),
+        HEADS | SELECTION | {"mlm_head"},
+        CLIP,
+    ),
+    "clip_irra": (
+        change(CLIP, image={"image_size": (24, 8)}, mlm=True, cross_modal=CROSS_MODAL),
+        {"cross_modal"},
+        change(CLIP, image={"image_size": (24, 8)}),
+    ),
+}
 
 each_case = pytest.mark.parametrize("name", CASES)
 
@@ -288,7 +323,7 @@ def test_the_mlm_head_is_exported(name, exported, load, torch):
 def test_what_clip_has_no_place_for_is_told(exported):
     directory, _, said = exported("clip_mlm")
     assert said.left_out == ("mlm_head",)
-    assert "was left out" in (directory / "README.md").read_text()
+    assert "was left out: mlm_head." in (directory / "README.md").read_text()
     assert exported("clip")[2].left_out == exported("vit_bert")[2].left_out == ()
 
 
@@ -307,6 +342,75 @@ def test_images_with_swapped_sides_are_refused(name, exported, load, torch):
     pixels = in_torch(torch, CASES[name])["pixel_values"].transpose(2, 3)
     with pytest.raises(ValueError, match=r"\(height, width\), but the model takes"):
         load(exported(name)[0]).get_image_features(pixels)
+
+
+# ---------------------------------------------------------------------------- fine-tuned models
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_what_stands_on_the_encoders_is_left_out(name, tokenizer, tmp_path):
+    """And told. The files are those of the encoders alone, of which the tests above are."""
+    spec, heads, alone = FINE_TUNED[name]
+    params = noise(spec)
+    kept = {part: value for part, value in params.items() if part not in heads}
+    assert set(kept) == set(specs.abstract_params(alone))
+    stripped, found, left_out = pytorch.encoders_alone(spec, params)
+    assert (stripped, set(left_out)) == (alone, heads)
+    assert found.keys() == kept.keys()
+
+    settings = {"tokenizer": tokenizer, "text_length": LENGTH}
+    said = pytorch.export(tmp_path / "whole", spec=spec, params=params, **settings)
+    plain = pytorch.export(tmp_path / "alone", spec=alone, params=kept, **settings)
+    assert set(said.left_out) == heads and plain.left_out == ()
+    assert (said.form, said.parameters) == (plain.form, plain.parameters)
+    told = f"\nOf the trained model was left out: {', '.join(said.left_out)}."
+    assert told in (tmp_path / "whole" / "README.md").read_text()
+    for path in (tmp_path / "alone").iterdir():
+        whole = (tmp_path / "whole" / path.name).read_bytes()
+        assert whole.replace(told.encode(), b"") == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", ["unipt", "clip"])
+def test_an_export_embeds_as_the_run_does(name, tokenizer, tmp_path):
+    """By this library's own door, from the run's moving average to the directory for torch."""
+    spec = FINE_TUNED[name][0]
+    if name == "clip":
+        spec = change(spec, text={"end_token": tokenizer.end})
+    spec = change(spec, text={"vocab_size": tokenizer.vocab_size})
+    average = jax.tree.map(jnp.asarray, noise(spec))
+    made = TrainState(
+        step=jnp.int32(3),
+        params=jax.tree.map(lambda leaf: leaf + 1, average),
+        opt_state=(),
+        average=average,
+        key=jax.random.key(0),
+    )
+    run = tmp_path / "run"
+    ModelFile(spec, "float32", LENGTH).write(run)
+    tokenizer.save(run / TOKENIZER_DIRECTORY)
+    with Checkpoints.open(run, keep=1) as checkpoints:
+        checkpoints.save(made, data={}, config={})
+    trained = unipt_jax.load(run)
+    pytorch.export(
+        tmp_path / "model",
+        spec=trained.model.spec,
+        params=trained.params,
+        tokenizer=trained.processor.tokenizer,
+        text_length=trained.processor.length,
+    )
+    exported = unipt_jax.load(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    pictures = list(rng.integers(0, 256, (3, 30, 20, 3), dtype=np.uint8))
+    sentences = ["a man in a red shirt", "", "a woman with a bag"]
+    for have, want in (
+        (exported.encode_images(pictures), trained.encode_images(pictures)),
+        (exported.encode_texts(sentences), trained.encode_texts(sentences)),
+    ):
+        np.testing.assert_array_equal(have, want)
+        assert np.ptp(want, axis=0).max() > 1e-3
+    image = jnp.asarray(trained.processor.images(pictures))
+    own = apply(spec, average, image, method="encode_image")
+    np.testing.assert_allclose(trained.encode_images(pictures), unit(own), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------- types

@@ -1,6 +1,7 @@
 """`launch/caption.py` as a user runs it: a folder to captions, whole after any number of kills."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -50,6 +51,10 @@ def flags(clip, images, workdir):
         "--config.batch_size=16",
         f"--workdir={workdir}",
     )
+
+
+def finished_parts(workdir):
+    return list((workdir / "parts").glob("*[0-9].jsonl"))
 
 
 def contents(workdir):
@@ -114,23 +119,23 @@ def test_two_thousand_images_survive_ten_kills(clip, tmp_path):
     """SIGKILL at random moments; the result is that of an undisturbed run."""
     images = make_images(tmp_path / "images", 2000)
     started = time.monotonic()
-    assert launch(*flags(clip, images, tmp_path / "whole")).returncode == 0
-    whole = time.monotonic() - started
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < 10:
-        run, runs = tmp_path / f"run{runs}", runs + 1
-        while True:
-            resume = ["--resume"] if run.exists() else []
-            child = subprocess.Popen(
-                command(*flags(clip, images, run), *resume),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            time.sleep(whole * rng.uniform(0.3, 1))
-            if child.poll() is not None:
-                break
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            kills += 1
-        assert child.returncode == 0
-        assert contents(run) == contents(tmp_path / "whole")
+    whole = subprocess.Popen(command(*flags(clip, images, tmp_path / "whole")))
+    while not finished_parts(tmp_path / "whole"):
+        assert whole.poll() is None
+        time.sleep(0.02)
+    first = time.monotonic() - started
+    assert whole.wait() == 0
+    rest, parts = time.monotonic() - started - first, math.ceil(2000 / (8 * 16))
+    # A run is killed while it reads its inputs, writes its first part or is at its second.
+    rng, run, progress = random.Random(0), tmp_path / "run", []
+    for _ in range(10):
+        resume = ["--resume"] if run.exists() else []
+        child = subprocess.Popen(command(*flags(clip, images, run), *resume))
+        time.sleep(first * rng.uniform(0.5, 1.0) + rng.uniform(0, 2 * rest / parts))
+        assert child.poll() is None, "it was done before it could be killed"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        progress.append(len(finished_parts(run)))
+    assert progress == sorted(progress) and 0 < progress[-1] < parts
+    assert launch(*flags(clip, images, run), "--resume").returncode == 0
+    assert contents(run) == contents(tmp_path / "whole")

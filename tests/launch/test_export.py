@@ -37,14 +37,16 @@ def workdir(data, tmp_path_factory):
         "image.width": 16,
         "text.length": LENGTH,
         "text.buckets": (),
+        "model.image": "tiny",
         "model.embedding_dim": 24,
+        "init_image": "",
     }
     config = load.load("configs/pretrain.py:demo", changes)
     directory = tmp_path_factory.mktemp("run")
     files.write_json(directory / "config.json", schema.to_dict(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
-        run.pretrain(config, directory, False)
+        run.train(config, directory, False)
     return directory
 
 

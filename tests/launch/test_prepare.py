@@ -1,6 +1,7 @@
 """`launch/prepare.py` as users start it."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from unipt_jax.config import command_line
+from unipt_jax.data import builders
 
 REPOSITORY = Path(__file__).parents[2]
 Prepare = Callable[..., tuple[int, str, str]]
@@ -175,3 +177,39 @@ def test_demo_sample(tmp_path):
         ["test", "180", "360", "5"],
     ]
     assert not (tmp_path / "problems.jsonl").exists()
+
+
+DRAWN = ["--config.count=5", "--config.height=64", "--config.width=32", "--config.tokenizer="]
+
+
+def test_drawn_pedestrians(tmp_path, prepare):
+    """As users start it, since its pictures come from processes that load the script anew."""
+    code, output, errors = prepare_as_process("drawn", f"--workdir={tmp_path / 'a'}", *DRAWN)
+    assert code == 0, errors
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["splits"] == {"train": {"images": 5, "captions": 5, "identities": 5}}
+    assert manifest["name"] == "drawn" and manifest["quarantined"] == 0
+    assert output.splitlines()[1].split() == ["train", "5", "5", "5"]
+    split = builders.open_split(tmp_path / "a", "train")
+    for number in range(5):
+        entry = split.images[number]
+        assert Image.open(io.BytesIO(entry["image"])).size == (32, 64)
+        assert len(entry["captions"]) == 1 and entry["captions"][0].endswith(".")
+
+    assert prepare("drawn", f"--workdir={tmp_path / 'b'}", *DRAWN, "--config.seed=1")[0] == 0
+    other = builders.open_split(tmp_path / "b", "train")
+    assert other.images[0]["captions"] != split.images[0]["captions"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "part"),
+    [
+        ("--config.validation=0.1", "drawn pedestrians are all for training"),
+        ("--config.height=7", "height=7 must be at least 8"),
+        ("--config.count=0", "count=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn_ends_in_one_line(tmp_path, prepare, flag, part):
+    code, _, errors = prepare("drawn", f"--workdir={tmp_path / 'out'}", *DRAWN, flag)
+    assert code == 2 and part in errors and len(errors.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

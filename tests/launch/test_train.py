@@ -14,13 +14,28 @@ from unipt_jax.core import trees
 from unipt_jax.training.checkpoints import Checkpoints
 
 SMALL = [
-    "--config=configs/pretrain.py:demo",
-    "--config.steps=12",
     "--config.batch_size=32",
     "--config.checkpoint_every=3",
     "--config.log_every=1",
     "--config.image.height=64",
     "--config.image.width=32",
+    "--config.model.image=tiny",
+    "--config.init_image=",
+]
+PRETRAIN = ["--config=configs/pretrain.py:demo", "--config.steps=12", *SMALL]
+# The paper's losses, of a model that fits `PRETRAIN`'s.
+FINETUNE = [
+    "--config=configs/finetune.py:cuhk_pedes",
+    "--config.steps=2",
+    *SMALL,
+    "--config.model.text=tiny",
+    "--config.model.embedding_dim=128",
+    "--config.model.pgu=tiny",
+    "--config.text.tokenizer=examples/tokenizer",
+    "--config.text.length=64",
+    "--config.text.buckets=()",  # Each length would be compiled by itself.
+    "--config.evaluate=False",  # The sample has no validation split.
+    "--config.optimizer.learning_rate=1e-12",  # Too small to see.
 ]
 
 
@@ -35,8 +50,11 @@ def command(script, *arguments):
     )
 
 
-def finish(process, seconds=200):
-    out, err = process.communicate(timeout=seconds)
+def finish(process, seconds=500):
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()  # Nothing to one that has ended.
     return process.returncode, out, err
 
 
@@ -50,18 +68,27 @@ def data(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    """The work directory of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    code, out, err = finish(
+        command("train", *PRETRAIN, f"--config.data={data}", f"--workdir={workdir}")
+    )
+    assert code == 0, err
+    assert "loss/contrastive" in out and "Traceback" not in err
+    return workdir
+
+
 def parameters(workdir):
     with Checkpoints.open_read_only(workdir) as checkpoints:
         step = checkpoints.latest_step()
         return step, trees.flatten(checkpoints.manager.restore(step)["state"]["params"])
 
 
-def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, tmp_path):
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, pretrained, tmp_path):
     """P28, P38: SIGKILL at any moment after the first checkpoint; then --resume."""
-    arguments = [*SMALL, f"--config.data={data}"]
-    code, out, err = finish(command("train", *arguments, f"--workdir={tmp_path / 'a'}"))
-    assert code == 0, err
-    assert "loss/contrastive" in out and "Traceback" not in err
+    arguments = [*PRETRAIN, f"--config.data={data}"]
     victim = command("train", *arguments, f"--workdir={tmp_path / 'b'}")
     checkpoints, deadline = tmp_path / "b" / "checkpoints", time.monotonic() + 120
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):
@@ -74,13 +101,13 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, tmp_path):
     resume = [*arguments, f"--workdir={tmp_path / 'b'}", "--resume"]
     code, _, err = finish(command("train", *resume))
     assert code == 0 and "resumed" in err, err
-    (step, straight), (_, resumed) = parameters(tmp_path / "a"), parameters(tmp_path / "b")
+    (step, straight), (_, resumed) = parameters(pretrained), parameters(tmp_path / "b")
     assert step == 12
     for path, leaf in straight.items():
         np.testing.assert_array_equal(leaf, resumed[path], err_msg=path)
     rows = [
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in "ab"
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (pretrained, tmp_path / "b")
     ]
     for one, other in zip(*rows, strict=True):
         for name in ("step", "loss", "learning_rate", "gradient_norm"):
@@ -91,15 +118,49 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, tmp_path):
         (["--resume", "--config.optimizer.learning_rate=1.0"], "optimizer.learning_rate"),
         (["--resume", "--overwrite"], "exclude each other"),
     ):
-        code, _, err = finish(command("train", *arguments, f"--workdir={tmp_path / 'a'}", *extra))
+        code, _, err = finish(command("train", *arguments, f"--workdir={pretrained}", *extra))
         assert code == 2 and message in err and "Traceback" not in err
         assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_fine_tuning_goes_on_from_a_pre_trained_run(data, pretrained, tmp_path):
+    """Both encoders come from there; classifiers and PGU are new; two data sets make one."""
+    arguments = [*FINETUNE, f"--config.data={data},{data}", f"--config.init={pretrained}"]
+    code, _, err = finish(command("train", *arguments, f"--workdir={tmp_path / 'run'}"))
+    assert code == 0 and "Traceback" not in err, err
+    for name in ("loss/identity", "loss/ranking", "loss/pgu_identity", "loss/pgu_ranking"):
+        assert name in (tmp_path / "run" / "metrics.jsonl").read_text()
+    (_, before), (step, after) = parameters(pretrained), parameters(tmp_path / "run")
+    assert step == 2
+    kept = {path for path in before if path.split("/")[0].startswith(("image_", "text_"))}
+    assert kept <= set(after) and not any(path.startswith("pgu/") for path in before)
+    for path in kept:
+        np.testing.assert_allclose(after[path], before[path], atol=1e-9, err_msg=path)
+    assert any(path.startswith("pgu/") for path in after)
+    # Six persons in each, who are others although they have the same names.
+    spec = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert '"identities": 12' in json.dumps(spec)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["stage"], config["data"]) == ("finetune", [str(data), str(data)])
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest(data, tmp_path):
+    workdir = tmp_path / "x"
+    config = "--config=configs/finetune.py:cuhk_pedes,recipe=ira"
+    code, out, err = finish(
+        command("train", config, f"--config.data={data}", f"--workdir={workdir}")
+    )
+    assert (code, out) == (2, "")
+    assert err.strip() == (
+        "error: configs/finetune.py has no variant 'recipe=ira'; did you mean 'recipe=irra'?"
+    )
+    assert not workdir.exists()
 
 
 def test_a_misspelt_field_is_answered_with_the_nearest(data, tmp_path):
     code, out, err = finish(
         command(
-            "train", *SMALL, f"--config.data={data}", f"--workdir={tmp_path / 'x'}",
+            "train", *PRETRAIN, f"--config.data={data}", f"--workdir={tmp_path / 'x'}",
             "--config.optimizer.lerning_rate=1e-3",
         )
     )  # fmt: skip

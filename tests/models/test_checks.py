@@ -26,6 +26,7 @@ class Whole:
     kind: Literal["max", "class"] = "max"
     flag: bool = False
     part: Part | list = dataclasses.field(default_factory=Part)
+    extra: Part | None = None
 
     def __post_init__(self):
         require_fields(self, zero=("offset",))
@@ -33,7 +34,12 @@ class Whole:
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"sides": (1, 1), "scale": 2, "offset": 1}, {"kind": "class", "flag": True, "part": []}],
+    [
+        {},
+        {"sides": (1, 1), "scale": 2, "offset": 1},
+        {"kind": "class", "flag": True, "part": []},
+        {"extra": Part()},
+    ],
 )
 def test_what_fits(values):
     Whole(**values)
@@ -49,6 +55,7 @@ def test_what_fits(values):
         ("kind", ["mean", None, ["max"], 1], "one of max, class"),
         ("flag", [0, 1, None, "no"], "bool"),
         ("part", [None, {}, 3], "Part"),
+        ("extra", [0, False, "", {}, []], r"Part \| None"),
     ],
 )
 def test_what_does_not(name, values, wanted):

@@ -14,12 +14,17 @@ import pytest
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import make_mesh, parameter_shardings, put_batch
 from unipt_jax.core.trees import flatten
+from unipt_jax.models import specs
 from unipt_jax.models.bert import Bert, TextSpec
-from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.clip import ClipText, ClipTextSpec
+from unipt_jax.models.cross_modal import CrossModalSpec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.pgu import PguSpec
+from unipt_jax.models.token_selection import TokenSelectionSpec
 from unipt_jax.models.vit import VisionSpec
 
 B, L, M, V, D = 8, 6, 2, 24, 16
+C, Q, E, F = 7, 3, 4, 6  # Identities, PGU's parts and their width, width of selected tokens.
 SPEC = DualEncoderSpec(
     image=VisionSpec((8, 4), patch_size=2, hidden_size=16, layers=1, heads=4, mlp_size=32),
     text=TextSpec(V, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12),
@@ -31,11 +36,35 @@ SPEC = DualEncoderSpec(
     logit_scale=10.0,
 )
 
-
 END = V - 2
 CLIP_TEXT = ClipTextSpec(
     V, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12, end_token=END
 )
+
+# What fine-tuning adds.
+PGU = PguSpec(
+    dictionary_size=5,
+    prototypes=Q,
+    part_dim=E,
+    heads=2,
+    dictionary_head_size=4,
+    dictionary_mlp_size=8,
+    prototype_layers=1,
+    prototype_head_size=4,
+    prototype_mlp_size=8,
+)
+BERT_HEADS = dataclasses.replace(
+    SPEC, cross_modal=CrossModalSpec(layers=1, heads=2), pgu=PGU, identities=C, logit_bias=True
+)
+CLIP_HEADS = dataclasses.replace(
+    BERT_HEADS,
+    text=CLIP_TEXT,
+    pooling="class",
+    selection=TokenSelectionSpec(ratio=0.3, feature_dim=F),
+)
+HEADS = {"bert": BERT_HEADS, "clip": CLIP_HEADS}
+
+each_heads = pytest.mark.parametrize("spec", HEADS.values(), ids=HEADS)
 
 
 def _batch():
@@ -79,6 +108,16 @@ def _compiled(spec, method="__call__"):
     )
 
 
+@functools.cache
+def _noise(spec):
+    """Parameters away from the start, of any make of dual encoder."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32),
+        specs.abstract_params(spec),
+    )
+
+
 def _run(params, batch, spec=SPEC):
     return _compiled(spec)(params, _device(batch))
 
@@ -96,14 +135,16 @@ def test_shapes_and_dtypes(params):
         outputs = jax.eval_shape(
             lambda p, b, m=model: m.apply({"params": p}, b, train=False), params, batch
         )
-        shapes = {name: value.shape for name, value in outputs.items()}
-        assert shapes == {
-            "image_embedding": (B, D),
-            "text_embedding": (B, D),
+        assert jax.tree.map(lambda value: value.shape, outputs) == {
+            "image": {"global": (B, D)},
+            "text": {"global": (B, D)},
+            "image_identity": {},
+            "text_identity": {},
             "logit_scale": (),
+            "logit_bias": (),
             "mlm_logits": (B, M, V),
         }
-        assert {value.dtype for value in outputs.values()} == {jnp.dtype("float32")}
+        assert {value.dtype for value in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
 
 
 def test_call_agrees_with_the_encoders_alone(params):
@@ -111,8 +152,8 @@ def test_call_agrees_with_the_encoders_alone(params):
     outputs, given = _run(params, batch), _device(batch)
     image = _compiled(SPEC, "encode_image")(params, given["image"])
     text = _compiled(SPEC, "encode_text")(params, given["text"], given["text_mask"])
-    np.testing.assert_allclose(outputs["image_embedding"], image, atol=1e-5)
-    np.testing.assert_allclose(outputs["text_embedding"], text, atol=1e-5)
+    np.testing.assert_allclose(outputs["image"]["global"], image, atol=1e-5)
+    np.testing.assert_allclose(outputs["text"]["global"], text, atol=1e-5)
 
     def logits(module):
         tokens = module.text_encoder(given["masked_text"], given["text_mask"], train=False)
@@ -175,14 +216,13 @@ def test_every_make_of_dual_encoder(pooling, text, mlm):
 
     apply = jax.jit(lambda p, b: model.apply({"params": p}, b, method=_everything))
     outputs, embeddings, tokens = jax.tree.map(np.asarray, apply(params, given))
-    keys = {"image_embedding", "text_embedding", "logit_scale"}
-    assert set(outputs) == (keys | {"mlm_logits"} if mlm else keys)
+    assert ("mlm_logits" in outputs) == mlm
 
     last = batch["text_mask"].sum(axis=1) - 1
     places = {"image": 0, "text": last if text is CLIP_TEXT else 0}
     seen = {"image": np.True_, "text": batch["text_mask"][:, :, None]}
     for side in ("image", "text"):
-        np.testing.assert_allclose(outputs[f"{side}_embedding"], embeddings[side], atol=1e-6)
+        np.testing.assert_allclose(outputs[side]["global"], embeddings[side], atol=1e-6)
         projection = params[f"{side}_head"]["projection"]
         mapped = tokens[side] @ np.asarray(projection["kernel"])
         if pooling == "max":
@@ -198,7 +238,7 @@ def test_masking_never_touches_the_text_embedding(params):
     batch = _batch()
     other = batch | {"masked_text": (batch["masked_text"] + 1) % V}
     have, want = _run(params, other), _run(params, batch)
-    np.testing.assert_array_equal(have["text_embedding"], want["text_embedding"])
+    np.testing.assert_array_equal(have["text"]["global"], want["text"]["global"])
     assert not np.allclose(have["mlm_logits"], want["mlm_logits"])
 
 
@@ -297,7 +337,7 @@ def test_types_never_mix_by_accident(params, dtype, monkeypatch):
     def total(p, batch, key):
         model = DualEncoder(SPEC, dtype)
         outputs = model.apply({"params": p}, batch, train=True, rngs={"dropout": key})
-        return sum(value.sum() for value in outputs.values())
+        return sum(value.sum() for value in jax.tree.leaves(outputs))
 
     with jax.numpy_dtype_promotion("strict"):
         gradients = jax.eval_shape(jax.grad(total), params, _device(_batch()), jax.random.key(0))
@@ -313,10 +353,174 @@ def test_every_parameter_names_its_axes(key):
         assert len(leaf.names) == leaf.value.ndim
 
 
+# ---------------------------------------------------------------------------- with every head
+
+
+@functools.cache
+def _all_ways(spec):
+    """One program of a model's outputs: by each way to get at its features."""
+
+    def compute(module, batch):
+        return {
+            "call": module(batch, train=False),
+            "masked": module(batch, train=False, reads_masked=True),
+            "image": module.image_features(batch["image"]),
+            "text": module.text_features(batch["text"], batch["text_mask"]),
+            "masked_text": module.text_features(batch["masked_text"], batch["text_mask"]),
+            "encode_image": module.encode_image(batch["image"]),
+            "encode_text": module.encode_text(batch["text"], batch["text_mask"]),
+        }
+
+    # Compiled in half the time, run twice.
+    compute = jax.jit(
+        functools.partial(DualEncoder(spec).apply, method=compute),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return lambda batch: jax.tree.map(np.asarray, compute({"params": _noise(spec)}, _device(batch)))
+
+
+@each_heads
+def test_features_by_name(spec):
+    widths = {"global": D, "pgu": Q * E} | ({"selection": F} if spec.selection else {})
+    assert spec.features == tuple(widths)
+    features = {name: (B, width) for name, width in widths.items()}
+    identity = {"global": (B, 1, C), "pgu": (B, Q, C)}
+    outputs = jax.eval_shape(
+        lambda p, b: DualEncoder(spec, jnp.bfloat16).apply({"params": p}, b, train=False),
+        _noise(spec),
+        _device(_batch()),
+    )
+    assert jax.tree.map(lambda value: value.shape, outputs) == {
+        "image": features,
+        "text": features,
+        "image_identity": identity,
+        "text_identity": identity,
+        "logit_scale": (),
+        "logit_bias": (),
+        "mlm_logits": (B, M, V),
+    }
+    assert {value.dtype for value in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+    heads = {"cross_modal", "pgu", "identity_head", "pgu_identity_head", "logit_bias"}
+    if spec.selection:
+        heads |= {"image_selection", "text_selection"}
+    assert set(_noise(spec)) == heads | set(_noise(SPEC)) - {"mlm_head"}
+
+
+@each_heads
+def test_features_are_those_of_the_call_and_of_the_encoders(spec):
+    found = _all_ways(spec)(_ended(_batch()))
+    for side in ("image", "text"):
+        assert set(found[side]) == set(spec.features)
+        for name, rows in found[side].items():
+            np.testing.assert_allclose(found["call"][side][name], rows, atol=1e-6, err_msg=name)
+            assert np.ptp(rows, axis=0).min() > 1e-3  # No two persons alike.
+        np.testing.assert_allclose(found[side]["global"], found[f"encode_{side}"], atol=1e-6)
+    assert found["call"]["logit_bias"] == _noise(spec)["logit_bias"]
+
+
+@each_heads
+def test_logits_of_identities_are_those_of_the_features(spec):
+    """One classifier for both sides; each part of PGU's features has its own."""
+    found = _all_ways(spec)(_ended(_batch()))["call"]
+    params = jax.tree.map(np.asarray, _noise(spec))
+    for side in ("image", "text"):
+        want = found[side]["global"] @ params["identity_head"]["kernel"]
+        want += params["identity_head"]["bias"]
+        np.testing.assert_allclose(found[f"{side}_identity"]["global"][:, 0], want, atol=1e-5)
+        head = params["pgu_identity_head"]
+        for part in range(Q):
+            feature = found[side]["pgu"][:, part * E : (part + 1) * E]
+            want = feature @ head["kernel"][part] + head["bias"][part]
+            np.testing.assert_allclose(
+                found[f"{side}_identity"]["pgu"][:, part], want, atol=1e-5, err_msg=f"part {part}"
+            )
+
+
+@each_heads
+def test_a_row_depends_on_itself_alone(spec):
+    """Neither on the rest of the batch nor on its padding, its ids or its length."""
+    batch = _ended(_batch())
+    want = _all_ways(spec)(batch)
+    order = np.array([3, 0, 7, 1, 2, 6, 5, 4])
+    other = {name: value[order] for name, value in batch.items()}
+    other["image"][4:] = 0
+    for name in ("text", "masked_text"):
+        other[name][4:] = END
+        other[name] = np.where(other["text_mask"], other[name], (other[name] + 5) % END)
+    have = flatten(_all_ways(spec)(other))
+    for path, value in flatten(want).items():
+        if value.ndim:
+            np.testing.assert_allclose(have[path][:4], value[order[:4]], atol=2e-5, err_msg=path)
+    longer = dict(batch)
+    for name in ("text", "masked_text", "text_mask"):
+        longer[name] = np.pad(batch[name], ((0, 0), (0, 5)))
+    have = flatten(_run(_noise(spec), longer, spec))
+    for path, value in flatten(want["call"]).items():
+        np.testing.assert_allclose(have[path], value, atol=2e-5, err_msg=path)
+
+
+@each_heads
+def test_reading_masked_texts_encodes_them_alone(spec):
+    """IRRA: the text's features are those of the masked copy, which one call encodes."""
+    batch = _ended(_batch())
+    found = _all_ways(spec)(batch)
+    for name, rows in found["masked_text"].items():
+        np.testing.assert_allclose(found["masked"]["text"][name], rows, atol=1e-6, err_msg=name)
+        assert not np.allclose(rows, found["text"][name], atol=1e-3)
+    np.testing.assert_allclose(
+        found["masked"]["mlm_logits"], found["call"]["mlm_logits"], atol=1e-5
+    )
+    for name, rows in found["masked"]["image"].items():
+        np.testing.assert_allclose(rows, found["call"]["image"][name], atol=1e-6)
+
+    shapes = []
+
+    def spy(following, args, kwargs, context):
+        if isinstance(context.module, Bert | ClipText) and context.method_name == "__call__":
+            shapes.append(args[0].shape)
+        return following(*args, **kwargs)
+
+    # The text itself is not so much as looked at.
+    given = {name: value for name, value in _device(batch).items() if name != "text"}
+    apply = functools.partial(DualEncoder(spec).apply, train=False, reads_masked=True)
+    with nn.intercept_methods(spy):
+        jax.eval_shape(lambda p, b: apply({"params": p}, b), _noise(spec), given)
+    assert shapes == [(B, L)]
+
+
+def test_the_image_helps_to_guess_masked_words():
+    """With cross-modal blocks alone: without them it has no say."""
+    batch = _ended(_batch())
+    other = batch | {"image": batch["image"][::-1]}
+    for spec, sees in ((BERT_HEADS, True), (SPEC, False)):
+        one, two = (_run(_noise(spec), given, spec)["mlm_logits"] for given in (batch, other))
+        assert np.allclose(one, two, atol=1e-5) != sees
+
+
+def test_a_logit_bias_starts_as_in_siglip(key):
+    spec = dataclasses.replace(SPEC, logit_bias=True, mlm=False)
+    init = jax.jit(lambda k: DualEncoder(spec).init(k, _device(_batch()), train=False))
+    assert nn.unbox(init(key))["params"]["logit_bias"] == -10.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selection": TokenSelectionSpec()}, "selection reads the attention of CLIP's .*BERT"),
+        ({"cross_modal": CrossModalSpec(), "mlm": False}, "cross_modal .* set mlm too"),
+        ({"identities": -1}, "identities=-1 is not an integer from 0 on"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SPEC, **changes)
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-def test_eight_devices_compute_what_one_does(params, sizes):
-    batch = _batch()
-    model, mesh = DualEncoder(SPEC), make_mesh(*sizes)
+@pytest.mark.parametrize("spec", [SPEC, CLIP_HEADS], ids=["plain", "heads"])
+def test_eight_devices_compute_what_one_does(spec, sizes):
+    batch = _ended(_batch())
+    model, mesh, params = DualEncoder(spec), make_mesh(*sizes), _noise(spec)
     given = _device(batch)
     abstract = jax.eval_shape(lambda k: model.init(k, given, train=False), jax.random.key(0))
     placed = jax.device_put(params, parameter_shardings(abstract["params"], mesh))
@@ -329,6 +533,6 @@ def test_eight_devices_compute_what_one_does(params, sizes):
         outputs = compiled(placed, put_batch(batch, mesh))
     if sizes == (8, 1, 1):  # Data parallelism alone: no device needs another's rows.
         assert not re.search(r"all-(gather|reduce|to-all)|collective-permute", compiled.as_text())
-    one = _run(params, batch)
+    one = flatten(_run(params, batch, spec))
     for name, value in flatten(outputs).items():
         np.testing.assert_allclose(value, one[name], atol=2e-5, err_msg=name)

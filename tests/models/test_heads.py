@@ -1,12 +1,14 @@
-"""Pooling and the masked-language-model head, by hand."""
+"""Pooling, classifiers and the masked-language-model head, by hand."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from unipt_jax.models.heads import ClassHead, EmbeddingHead, MlmHead
+from unipt_jax.models.heads import ClassHead, EmbeddingHead, IdentityHead, MlmHead, unit_rows
 
 
 def _identity(width):
@@ -75,6 +77,65 @@ def test_class_embeddings_are_float32():
     assert ClassHead(2, jnp.bfloat16).apply(variables, tokens, jnp.array([0, 1])).dtype == (
         jnp.float32
     )
+
+
+def test_every_token_is_mapped_as_the_one_is():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
+    head = ClassHead(3, jnp.bfloat16).bind({"params": {"projection": {"kernel": kernel}}})
+    have = head.project(TOKENS)
+    assert (have.shape, have.dtype) == ((2, 3, 3), jnp.float32)
+    for place in range(3):
+        one = head(TOKENS, jnp.array([place, place]))
+        np.testing.assert_allclose(have[:, place], one, atol=1e-6)
+
+
+def test_unit_rows_of_any_shape_and_of_nothing():
+    rows = jnp.array([[[3.0, 4.0], [0.0, 0.0]], [[-2.0, 0.0], [1e-9, 0.0]]])
+    want = [[[0.6, 0.8], [0.0, 0.0]], [[-1.0, 0.0], [1.0, 0.0]]]
+    np.testing.assert_allclose(unit_rows(rows), want, atol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: unit_rows(x).sum())(rows)).all()
+
+
+def test_one_classifier_for_all_rows():
+    params = {"kernel": jnp.array([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]]), "bias": jnp.arange(3.0)}
+    have = IdentityHead(3).apply({"params": params}, jnp.array([[1.0, 0.0], [2.0, -1.0]]))
+    np.testing.assert_allclose(have, [[1.0, 3.0, 2.0], [2.0, 6.0, -1.0]])
+
+
+def test_a_classifier_for_each_part():
+    rng = np.random.default_rng(0)
+    parts, kernel = rng.normal(size=(4, 3, 5)), rng.normal(size=(3, 5, 6))
+    bias = rng.normal(size=(3, 6))
+    want = np.stack([parts[:, q] @ kernel[q] + bias[q] for q in range(3)], axis=1)
+    params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    have = IdentityHead(6).apply({"params": params}, jnp.asarray(parts, jnp.float32))
+    np.testing.assert_allclose(have, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [(), (3,)])
+def test_classifiers_start_as_published(parts, key):
+    """IRRA's and LGUR's: N(0, 0.001), and no bias."""
+    features = jnp.zeros((2, *parts, 64))
+    boxed = IdentityHead(100).init(key, features)["params"]
+    names = {name: leaf.names for name, leaf in boxed.items()}
+    whole = (None,) * len(parts)
+    assert names == {"kernel": (*whole, "embed", "vocab"), "bias": (*whole, "vocab")}
+    params = nn.unbox(boxed)
+    assert params["kernel"].shape == (*parts, 64, 100)
+    assert params["bias"].shape == (*parts, 100)
+    np.testing.assert_allclose(params["kernel"].std(), 1e-3, rtol=0.05)
+    np.testing.assert_array_equal(params["bias"], 0.0)
+
+
+@pytest.mark.parametrize("parts", [(), (3,)])
+def test_logits_of_identities_are_float32(parts, key):
+    features = jnp.ones((2, *parts, 8), jnp.bfloat16)
+    head = IdentityHead(5, jnp.bfloat16)
+    params = nn.unbox(head.init(key, features))
+    assert head.apply(params, features).dtype == jnp.float32
+    gradients = jax.grad(lambda p: head.apply(p, features)[..., 0].sum())(params)["params"]
+    assert (gradients["kernel"].dtype, gradients["bias"].dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_array_equal(gradients["kernel"][..., 0], 2.0)
 
 
 def test_the_mlm_decoder_runs_at_the_positions_alone(key):

@@ -14,7 +14,10 @@ from unipt_jax.core.errors import CheckpointError, ConfigError
 from unipt_jax.models import specs
 from unipt_jax.models.bert import TextSpec
 from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.cross_modal import CrossModalSpec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
+from unipt_jax.models.pgu import PguSpec
+from unipt_jax.models.token_selection import TokenSelectionSpec
 from unipt_jax.models.vit import VisionSpec
 
 sizes = st.integers(1, 4096)
@@ -76,8 +79,24 @@ def clip_text(draw):
     )
 
 
+pgu = st.builds(PguSpec, **dict.fromkeys([f.name for f in dataclasses.fields(PguSpec)], sizes))
+selection = st.builds(TokenSelectionSpec, ratio=st.floats(0.01, 1.0), feature_dim=sizes)
+cross_modal = st.builds(CrossModalSpec, layers=sizes, heads=sizes)
+
+
+def _fitting(text, mlm, cross_modal, selection, **values):
+    """A dual encoder of the parts among these that fit together."""
+    return DualEncoderSpec(
+        text=text,
+        mlm=mlm,
+        cross_modal=cross_modal if mlm else None,
+        selection=selection if isinstance(text, ClipTextSpec) else None,
+        **values,
+    )
+
+
 dual_encoders = st.builds(
-    DualEncoderSpec,
+    _fitting,
     image=vision(),
     text=bert() | clip_text(),
     embedding_dim=sizes,
@@ -86,6 +105,11 @@ dual_encoders = st.builds(
     mlm=st.booleans(),
     temperature=st.sampled_from(["none", "fixed", "learned"]),
     logit_scale=st.floats(1e-3, 100.0),
+    logit_bias=st.booleans(),
+    cross_modal=st.none() | cross_modal,
+    pgu=st.none() | pgu,
+    selection=st.none() | selection,
+    identities=st.integers(0, 10**6),
 )
 
 SPEC = DualEncoderSpec(
@@ -97,6 +121,19 @@ SPEC = DualEncoderSpec(
     mlm=True,
     temperature="learned",
     logit_scale=10.0,
+)
+
+
+HEADS = dataclasses.replace(
+    SPEC,
+    text=ClipTextSpec(
+        24, hidden_size=16, layers=1, heads=4, mlp_size=32, max_positions=12, end_token=3
+    ),
+    logit_bias=True,
+    cross_modal=CrossModalSpec(layers=1, heads=2),
+    pgu=PguSpec(7, 3, 4, 2, 4, 8, 1, 4, 8),
+    selection=TokenSelectionSpec(feature_dim=6),
+    identities=5,
 )
 
 
@@ -130,6 +167,12 @@ def test_kinds_by_hand():
         "activation": "gelu",
         "dropout": 0.1,
     }
+    parts = {name: values[name] for name in ("cross_modal", "pgu", "selection", "identities")}
+    assert parts == {"cross_modal": None, "pgu": None, "selection": None, "identities": 0}
+    full = specs.to_dict(HEADS)
+    assert full["selection"] == {"kind": "token_selection", "ratio": 0.3, "feature_dim": 6}
+    assert full["cross_modal"] == {"kind": "cross_modal", "layers": 1, "heads": 2}
+    assert (full["pgu"]["kind"], full["pgu"]["prototypes"], full["identities"]) == ("pgu", 3, 5)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "", None])
@@ -148,19 +191,28 @@ def _at(values, path, change):
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"), [((), "dual_encoder"), (("image",), "vit"), (("text",), "bert")]
+    ("spec", "path", "kind", "dropped"),
+    [
+        (SPEC, (), "dual_encoder", "mlm"),
+        (SPEC, ("image",), "vit", "patch_bias"),
+        (SPEC, ("text",), "bert", "dropout"),
+        (SPEC, (), "dual_encoder", "pgu"),
+        (HEADS, ("text",), "clip_text", "activation"),
+        (HEADS, ("cross_modal",), "cross_modal", "layers"),
+        (HEADS, ("pgu",), "pgu", "part_dim"),
+        (HEADS, ("selection",), "token_selection", "ratio"),
+    ],
 )
-def test_unknown_and_missing_fields_are_named(path, kind):
+def test_unknown_and_missing_fields_are_named(spec, path, kind, dropped):
     """Also a field with a default: the version that wrote none may have meant another value."""
-    dropped = {"dual_encoder": "mlm", "vit": "patch_bias", "bert": "dropout"}[kind]
 
     def drop(values):
         return {name: value for name, value in values.items() if name != dropped}
 
-    missing = _at(specs.to_dict(SPEC), path, drop)
+    missing = _at(specs.to_dict(spec), path, drop)
     with pytest.raises(CheckpointError, match=rf"kind '{kind}' .*missing \['{dropped}'\]"):
         specs.from_dict(missing)
-    more = _at(specs.to_dict(SPEC), path, lambda values: values | {"rotary": True, "alibi": 1})
+    more = _at(specs.to_dict(spec), path, lambda values: values | {"rotary": True, "alibi": 1})
     with pytest.raises(CheckpointError, match=rf"kind '{kind}' .*unknown \['alibi', 'rotary'\]"):
         specs.from_dict(more)
 
@@ -171,6 +223,7 @@ def test_unknown_and_missing_fields_are_named(path, kind):
         ((), "embedding_dim", 0),
         ((), "logit_scale", 0.0),
         ((), "logit_scale", float("inf")),
+        ((), "identities", -1),
         (("image",), "image_size", [0, 4]),
         (("image",), "patch_size", 0),
         (("image",), "hidden_size", -16),
@@ -178,14 +231,13 @@ def test_unknown_and_missing_fields_are_named(path, kind):
         (("image",), "layer_norm_eps", -1e-6),
         (("image",), "std", [0.5, 0.0, 0.5]),
         (("image",), "mean", [0.5, float("nan"), 0.5]),
-        (("text",), "type_vocab_size", 0),
+        (("text",), "end_token", -1),
         (("text",), "mlp_size", 0),
         (("text",), "max_positions", 0),
-        (("text",), "dropout", -0.1),
     ],
 )
 def test_a_value_that_its_field_cannot_have_is_named(path, name, value):
-    values = _at(specs.to_dict(SPEC), path, lambda values: values | {name: value})
+    values = _at(specs.to_dict(HEADS), path, lambda values: values | {name: value})
     with pytest.raises(ConfigError, match=rf"^{name}=.* is not ") as caught:
         specs.from_dict(values)
     assert "\n" not in str(caught.value)
@@ -201,9 +253,16 @@ def test_all_such_values_are_named_at_once():
     )
 
 
-def test_values_that_do_not_fit_together_are_refused():
-    values = specs.to_dict(SPEC.text) | {"hidden_size": 10}
-    with pytest.raises(ConfigError, match=r"hidden_size=10 .* heads=4"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (specs.to_dict(SPEC.text) | {"hidden_size": 10}, r"hidden_size=10 .* heads=4"),
+        (specs.to_dict(SPEC) | {"selection": specs.to_dict(HEADS)["selection"]}, "selection reads"),
+        (specs.to_dict(HEADS) | {"mlm": False}, "cross_modal is of the masked language model"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
         specs.from_dict(values)
 
 
@@ -211,9 +270,12 @@ def _shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
 
 
-@pytest.mark.parametrize("mlm", [True, False])
-def test_abstract_parameters_are_those_of_the_model(key, mlm):
-    spec = dataclasses.replace(SPEC, mlm=mlm)
+@pytest.mark.parametrize(
+    "spec",
+    [SPEC, dataclasses.replace(SPEC, mlm=False), HEADS],
+    ids=["mlm", "no_mlm", "heads"],
+)
+def test_abstract_parameters_are_those_of_the_model(key, spec):
     batch = {
         "image": jnp.zeros((2, 8, 4, 3), jnp.uint8),
         "text": jnp.zeros((2, 12), jnp.int32),

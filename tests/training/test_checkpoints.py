@@ -1,6 +1,7 @@
 """Checkpoints: exact, whole, and readable on any mesh."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,10 +13,24 @@ from unipt_jax.training import state
 from unipt_jax.training.checkpoints import Checkpoints
 
 
-def make(mesh, seed=0, net=None):
+def make(mesh, seed=0, net=None, ema=0.0):
     default, optimizer, _ = micro.parts()
     example = put_batch(micro.batch(), mesh)
-    return state.create(net or default, example, optimizer, seed=seed, mesh=mesh)
+    return state.create(net or default, example, optimizer, seed=seed, mesh=mesh, ema=ema)
+
+
+def at_step(made, step):
+    """The state at a step, whose parameters all equal the step."""
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, step), made.params)
+    return made.replace(step=jnp.int32(step), params=params)
+
+
+def steps_on_disk(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def values(params):
+    return {float(value) for leaf in jax.tree.leaves(params) for value in np.unique(leaf)}
 
 
 def one_device():
@@ -118,8 +133,64 @@ def test_latest_ones_are_kept(tmp_path):
         for step in (1, 2, 3):
             made = made.replace(step=made.step + 1)
             checkpoints.save(made, data={"next_batch": step}, config={})
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["2", "3"]
+    assert steps_on_disk(tmp_path) == [2, 3]
+
+
+def test_without_a_score_the_latest_is_taken(tmp_path):
+    made, shardings = make(one_device())
+    with Checkpoints.open(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(at_step(made, step), data={}, config={})
+    with Checkpoints.open_read_only(tmp_path) as checkpoints:
+        assert checkpoints.best_step() is None and checkpoints.score(3) is None
+        assert values(checkpoints.restore_params()) == {3.0}
+        assert int(checkpoints.restore(made, shardings)[0].step) == 3
+
+
+def test_the_best_by_score_stays_beside_the_latest(tmp_path):
+    """Of equals the latest, as Orbax keeps them."""
+    made, shardings = make(one_device())
+    with Checkpoints.open(tmp_path, keep=2) as checkpoints:
+        for step, score in enumerate([50.0, 90.0, 90.0, 10.0, 20.0], 1):
+            checkpoints.save(at_step(made, step), data={"next_batch": step}, config={}, score=score)
+    assert steps_on_disk(tmp_path) == [3, 4, 5]
+    with Checkpoints.open_read_only(tmp_path) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (3, 5)
+        assert [checkpoints.score(step) for step in (3, 4, 5)] == [90.0, 10.0, 20.0]
+        assert values(checkpoints.restore_params()) == {3.0}
+
+    with Checkpoints.open(tmp_path, keep=2) as checkpoints:
+        restored, data = checkpoints.restore(made, shardings)  # To go on: from the latest.
+        assert int(restored.step) == 5 and data == {"next_batch": 5}
+        assert values(restored.params) == {5.0}
+        checkpoints.save(at_step(made, 6), data={}, config={}, score=80.0)
+    assert steps_on_disk(tmp_path) == [3, 5, 6]
+    with Checkpoints.open(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(at_step(made, 7), data={}, config={}, score=90.5)
+        checkpoints.save(at_step(made, 8), data={}, config={}, score=0.0)
+    assert steps_on_disk(tmp_path) == [7, 8]
+    with Checkpoints.open_read_only(tmp_path) as checkpoints:
+        assert values(checkpoints.restore_params()) == {7.0}
+
+
+def test_the_average_is_kept_and_what_others_load(tmp_path):
+    """Restored bit for bit on another mesh; without one, nothing is stored for it."""
+    made, _ = make(make_mesh(2, 2, 2), seed=3, ema=0.9)
+    average = jax.tree.map(lambda leaf: 2 * leaf + 1, made.average)
+    made = made.replace(step=made.step + 7, average=average)
+    for name, kept in (("with", made), ("without", made.replace(average=None))):
+        with Checkpoints.open(tmp_path / name, keep=2) as checkpoints:
+            checkpoints.save(kept, data={}, config={})
+    fresh, shardings = make(one_device(), seed=99, ema=0.9)
+    abstract = jax.eval_shape(lambda params: params, fresh.params)
+    with Checkpoints.open_read_only(tmp_path / "with") as checkpoints:
+        restored, _ = checkpoints.restore(fresh, shardings)
+        assert_equal(host(restored), host(made))
+        for given in (None, abstract):
+            assert_equal(host(checkpoints.restore_params(given)), host(average))
+    with Checkpoints.open_read_only(tmp_path / "without") as checkpoints:
+        assert not checkpoints.manager.restore(7)["state"].get("average")
+        assert_equal(host(checkpoints.restore_params()), host(made.params))
 
 
 def test_a_step_that_exists_is_not_passed_over_in_silence(tmp_path):

@@ -197,7 +197,7 @@ def test_one_encoder_alone_does_not_encode(tmp_path):
     """It is converted, and named as what it is."""
     image = dataclasses.replace(SPEC.image, patch_bias=True, pre_layer_norm=False)
     model_file.ModelFile(image, "float32", 0).write(tmp_path)
-    with pytest.raises(CheckpointError, match=r"one encoder alone.*config\.init\.image"):
+    with pytest.raises(CheckpointError, match=r"one encoder alone.*config\.init_image"):
         unipt_jax.load(tmp_path)
 
 

@@ -129,13 +129,13 @@ def test_other_shapes_are_refused(dual, side, changes, named):
     changed = dataclasses.replace(getattr(SPEC, side), **changes)
     wanted = dataclasses.replace(SPEC, **{side: changed})
     sources = {"image": "", "text": ""} | {side: dual[0]}
-    with pytest.raises(ConversionError, match=rf"init\.{side}=.*{named}"):
+    with pytest.raises(ConversionError, match=rf"init_{side}=.*{named}"):
         initial.start_from(wanted, WORDS, **sources)
 
 
 def test_the_wrong_kind_of_encoder_is_refused(tmp_path):
     source = write(tmp_path, SPEC.text, noise(specs.abstract_params(SPEC.text)))
-    with pytest.raises(ConversionError, match=r"init\.image=.*holds a BERT, not an image encoder"):
+    with pytest.raises(ConversionError, match=r"init_image=.*holds a BERT, not an image encoder"):
         initial.start_from(SPEC, WORDS, image=source, text="")
 
 
@@ -159,7 +159,7 @@ def test_another_patch_size_is_named_as_such(dual):
     """Not as a size that its positions cannot be resized to."""
     image = dataclasses.replace(SPEC.image, patch_size=8)
     wanted = dataclasses.replace(SPEC, image=image)
-    with pytest.raises(ConversionError, match=r"init\.image=.*patch_size 4, not 8"):
+    with pytest.raises(ConversionError, match=r"init_image=.*patch_size 4, not 8"):
         initial.start_from(wanted, WORDS, image=dual[0], text="")
 
 
@@ -189,6 +189,91 @@ def test_a_source_of_both_encoders_is_read_once(dual, monkeypatch):
     assert seen == [dual[0]]
 
 
+# ---------------------------------------------------------------------------- a whole dual encoder
+
+FINE_TUNED = micro.model(logit_bias=True, pgu=micro.PGU, identities=5).spec
+CLASSIFIERS = {"identity_head", "pgu_identity_head"}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The directory of a fine-tuned model of noise, and the noise."""
+    params = noise(specs.abstract_params(FINE_TUNED), seed=2)
+    return write(tmp_path_factory.mktemp("tuned"), FINE_TUNED, params), params
+
+
+@pytest.mark.parametrize("identities", [5, 7])
+def test_everything_but_the_classifiers_starts_from_a_whole_model(tuned, identities):
+    """As many identities are other people all the same."""
+    source, params = tuned
+    wanted = dataclasses.replace(FINE_TUNED, identities=identities)
+    spec, found = initial.start_from(wanted, WORDS, whole=source)
+    assert spec == wanted
+    assert set(params) > CLASSIFIERS
+    same(found, {name: part for name, part in params.items() if name not in CLASSIFIERS})
+
+
+def test_fine_tuning_starts_from_pretraining(dual):
+    """Both encoders with their heads and the temperature; what is new starts at random."""
+    source, params = dual
+    wanted = dataclasses.replace(FINE_TUNED, mlm=False)
+    spec, found = initial.start_from(wanted, WORDS, whole=source)
+    assert spec == wanted
+    parts = ("image_encoder", "text_encoder", "image_head", "text_head", "logit_scale")
+    same(found, {name: params[name] for name in parts})
+    _, found = initial.start_from(SPEC, WORDS, whole=source)
+    same(found, params)  # The MLM head too, where there is one.
+
+
+def test_a_part_of_another_shape_starts_at_random(tuned):
+    """A dictionary of another size is another one, and its rows are no better than random."""
+    source, params = tuned
+    pgu = dataclasses.replace(micro.PGU, dictionary_size=7)
+    _, found = initial.start_from(dataclasses.replace(FINE_TUNED, pgu=pgu), WORDS, whole=source)
+    assert set(params) - set(found) == CLASSIFIERS | {"pgu"}
+
+
+def test_a_whole_model_goes_before_single_encoders(tuned):
+    source, params = tuned
+    _, found = initial.start_from(SPEC, WORDS, whole=source, image="gone", text="gone")
+    same(found["text_encoder"], params["text_encoder"])
+
+
+def test_pixels_are_normalised_as_the_whole_model_was_trained(tmp_path):
+    """Unlike a single encoder's: it has seen pedestrians so before, and positions are resized."""
+    image = dataclasses.replace(SPEC.image, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    theirs = dataclasses.replace(SPEC, image=image)
+    source = write(tmp_path, theirs, noise(specs.abstract_params(theirs)))
+    larger = dataclasses.replace(SPEC, image=dataclasses.replace(SPEC.image, image_size=(24, 12)))
+    spec, found = initial.start_from(larger, WORDS, whole=source)
+    assert (spec.image.mean, spec.image.std) == (image.mean, image.std)
+    assert spec.image.image_size == (24, 12)
+    assert found["image_encoder"]["position_embedding"].shape == (1 + 6 * 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"embedding_dim": 10}, "embedding_dim 8, not 10"),
+        ({"pooling": "class"}, "pooling 'max', not 'class'"),
+        ({"embedding_dim": 9, "pooling": "class"}, "embedding_dim 8, not 9; pooling 'max', not"),
+        ({"image": dataclasses.replace(SPEC.image, hidden_size=32)}, "hidden_size 16, not 32"),
+        ({"text": dataclasses.replace(SPEC.text, layers=3)}, "layers 1, not 3"),
+    ],
+)
+def test_a_whole_model_of_another_make_is_refused(dual, changes, named):
+    with pytest.raises(ConversionError, match=rf"^init=.*does not fit model.*{named}"):
+        initial.start_from(dataclasses.replace(SPEC, **changes), WORDS, whole=dual[0])
+
+
+def test_one_encoder_is_no_whole_model(tmp_path):
+    source = write(tmp_path, SPEC.text, noise(specs.abstract_params(SPEC.text)))
+    with pytest.raises(ConversionError, match=r"^init=.*one encoder alone; name it as init_image"):
+        initial.start_from(SPEC, WORDS, whole=source)
+    with pytest.raises(ConversionError, match=r"^init: nowhere.*--config\.init= starts at random"):
+        initial.start_from(SPEC, WORDS, whole="nowhere")
+
+
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_weights_are_put_where_random_ones_were(dual, shape):
     """On any mesh, with the layout kept; what is not given stays as it was."""
@@ -207,5 +292,5 @@ def test_weights_are_put_where_random_ones_were(dual, shape):
 
 def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    with pytest.raises(ConversionError, match=r"init\.image: .*resnet.*starts at random"):
+    with pytest.raises(ConversionError, match=r"init_image: .*resnet.*starts at random"):
         initial.start_from(SPEC, WORDS, image=str(tmp_path), text="")

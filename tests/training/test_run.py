@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,8 +17,11 @@ from unipt_jax.core.errors import (
     DataError,
     DivergenceError,
 )
-from unipt_jax.data import builders, pipeline, tokenization
-from unipt_jax.training import loop, metrics, run
+from unipt_jax.core.sharding import make_mesh
+from unipt_jax.data import annotations, builders, images, pipeline, tokenization
+from unipt_jax.models import specs, variants
+from unipt_jax.models.dual_encoder import DualEncoder
+from unipt_jax.training import loop, metrics, model_file, run
 from unipt_jax.training.checkpoints import Checkpoints
 
 SMALL = {
@@ -27,7 +31,11 @@ SMALL = {
     "checkpoint_every": 4,
     "image.height": 32,
     "image.width": 16,
+    "image.padding": 0,
+    "image.erase": 0.0,
+    "model.image": "tiny",
     "model.dropout": 0.1,
+    "init_image": "",
     "mesh.data": 8,
 }
 
@@ -50,7 +58,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    run.pretrain(config(data), workdir, False)
+    run.train(config(data), workdir, False)
     return workdir
 
 
@@ -70,10 +78,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
     monkeypatch.setattr(pipeline.Batches, "__next__", count)
     with pytest.raises(Killed):
-        run.pretrain(config(data), tmp_path, False)
+        run.train(config(data), tmp_path, False)
     restart = 4 if killed_after > 4 else 0
     seen, killed_after = seen[:restart], 99
-    run.pretrain(config(data), tmp_path, True)
+    run.train(config(data), tmp_path, True)
     monkeypatch.undo()
 
     step, resumed = params(tmp_path)
@@ -95,12 +103,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 def test_a_run_starts_from_other_weights_and_keeps_them(data, undisturbed, tmp_path, caplog):
     """Killed before its first checkpoint and resumed, it ends as if nothing had happened."""
-    origin = {"init.image": str(undisturbed), "init.text": str(undisturbed)}
+    origin = {"init_image": str(undisturbed), "init_text": str(undisturbed)}
     # So small a rate that a step changes next to nothing: what is left is where it started.
     made = config(data, steps=4, **origin, **{"optimizer.learning_rate": 1e-12})
     with caplog.at_level("INFO"):
         run.check(made, None)
-        run.pretrain(made, tmp_path / "straight", False)
+        run.train(made, tmp_path / "straight", False)
     assert f"image_encoder starts from {undisturbed}" in caplog.text
     assert f"mlm_head starts from {undisturbed}" in caplog.text
     source, ended = params(undisturbed)[1], params(tmp_path / "straight")[1]
@@ -117,14 +125,14 @@ def test_a_run_starts_from_other_weights_and_keeps_them(data, undisturbed, tmp_p
         shutil.rmtree(step)
     (tmp_path / "killed" / "metrics.jsonl").unlink()
     run.check(made, tmp_path / "killed")
-    run.pretrain(made, tmp_path / "killed", True)
+    run.train(made, tmp_path / "killed", True)
     for path, leaf in params(tmp_path / "killed")[1].items():
         np.testing.assert_array_equal(leaf, ended[path], err_msg=path)
 
 
 def test_a_run_that_goes_on_needs_its_origin_no_more(data, undisturbed, tmp_path):
-    made = config(data, **{"init.image": "gone"})
-    with pytest.raises(ConversionError, match=r"init\.image: gone.*starts at random"):
+    made = config(data, **{"init_image": "gone"})
+    with pytest.raises(ConversionError, match=r"init_image: gone.*starts at random"):
         run.check(made, None)
     shutil.copytree(undisturbed, tmp_path / "run")
     run.check(made, tmp_path / "run")
@@ -142,7 +150,7 @@ def test_a_run_leaves_what_the_other_stages_read(undisturbed):
 
 def test_the_loss_on_the_sample_falls_well_under_its_start(data, tmp_path):
     """The bar is on both halves: contrastive and masked language."""
-    run.pretrain(
+    run.train(
         config(
             data,
             steps=60,
@@ -162,7 +170,7 @@ def test_the_loss_on_the_sample_falls_well_under_its_start(data, tmp_path):
 
 def test_epochs_count_the_captions(data, tmp_path):
     """432 captions in batches of 216 and a half epoch make one step."""
-    run.pretrain(config(data, steps=0, epochs=0.5, batch_size=216), tmp_path, False)
+    run.train(config(data, steps=0, epochs=0.5, batch_size=216), tmp_path, False)
     assert params(tmp_path)[0] == 1
 
 
@@ -180,7 +188,7 @@ def test_epochs_count_the_captions(data, tmp_path):
 def test_what_cannot_work_is_refused_before_training(data, tmp_path, changes, message):
     """P78 and its kind: one clear line, and no checkpoint."""
     with pytest.raises((ConfigError, DataError), match=message):
-        run.pretrain(config(data, **changes), tmp_path, False)
+        run.train(config(data, **changes), tmp_path, False)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -195,7 +203,7 @@ def test_other_data_are_not_resumed_with(data, undisturbed, tmp_path, monkeypatc
 
     monkeypatch.setattr(builders, "open_split", altered)
     with pytest.raises(CheckpointError, match="trained on other data: dataset"):
-        run.pretrain(config(data), tmp_path / "run", True)
+        run.train(config(data), tmp_path / "run", True)
 
 
 def test_divergence_stops_the_run_and_is_never_saved(data, tmp_path, monkeypatch):
@@ -214,7 +222,7 @@ def test_divergence_stops_the_run_and_is_never_saved(data, tmp_path, monkeypatch
 
     monkeypatch.setattr(loop, "jit_step", poisoned)
     with pytest.raises(DivergenceError, match="loss became NaN or infinite in steps 6 to 6"):
-        run.pretrain(config(data), tmp_path, False)
+        run.train(config(data), tmp_path, False)
     assert params(tmp_path)[0] == 4
 
 
@@ -238,8 +246,8 @@ def test_unreadable_records_are_left_out_and_counted(data, tmp_path, monkeypatch
 
     monkeypatch.setattr(builders, "open_split", damaged)
     with pytest.raises(DataError, match=r"\.jpg"):
-        run.pretrain(config(data), tmp_path / "stop", False)
-    run.pretrain(config(data, on_bad_record="quarantine", steps=2), tmp_path / "go", False)
+        run.train(config(data), tmp_path / "stop", False)
+    run.train(config(data, on_bad_record="quarantine", steps=2), tmp_path / "go", False)
     lines = (tmp_path / "go" / "quarantine.jsonl").read_text().splitlines()
     records = [json.loads(line)["pair"] for line in lines]
     assert records and max(records) < 200 and len(set(records)) == len(records)
@@ -251,3 +259,185 @@ def test_unreadable_records_are_left_out_and_counted(data, tmp_path, monkeypatch
 def test_configuration_of_a_run_can_be_read_back(data):
     made = config(data)
     assert schema.build(json.loads(json.dumps(schema.to_dict(made)))) == made
+
+
+# ---------------------------------------------------------------------------- fine-tuning
+
+FINE_TUNING = {
+    "steps": 6,
+    "batch_size": 8,
+    "log_every": 4,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 1,
+    "evaluate": True,
+    "ema": 0.5,
+    "repeats": (),
+    "image.height": 32,
+    "image.width": 16,
+    "model.image": "tiny",
+    "model.pgu": "tiny",
+    "init_image": "",
+    "loss.identity": 1.0,
+    "loss.ranking": 1.0,
+    "loss.n_itc": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory):
+    """Some images of every person of the sample, two of the training persons in `val`."""
+    records, _ = annotations.read("cuhk_pedes", "examples/pedestrians")
+    kept, seen = [], {}
+    for record in records:
+        seen[record.identity] = seen.get(record.identity, 0) + 1
+        if seen[record.identity] <= 8:
+            held_out = record.split == "train" and record.identity.endswith(("/1", "/3"))
+            kept.append(dataclasses.replace(record, split="val") if held_out else record)
+    assert {record.identity for record in kept if record.split == "val"} == {
+        "cuhk_pedes/1",
+        "cuhk_pedes/3",
+    }
+    directory = tmp_path_factory.mktemp("three_splits")
+    builders.write(
+        kept,
+        source="examples/pedestrians",
+        name="cuhk_pedes",
+        workdir=directory,
+        tokenizer="examples/tokenizer",
+        quarantined=0,
+        notices={},
+    )
+    return directory
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """One device and encoders of one block: a fine-tuning run's time is its compilation."""
+    monkeypatch.setattr(run, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
+    for table in (variants.IMAGE_VARIANTS, variants.TEXT_VARIANTS):
+        monkeypatch.setitem(table, "tiny", dataclasses.replace(table["tiny"], layers=1))
+
+
+def fine_tuning(source, **changes):
+    return load.load("configs/finetune.py:demo", {"data": str(source)} | FINE_TUNING | changes)
+
+
+def kept(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def rank_1(workdir, source, params):
+    """Rank-1 of `val` by hand: all features' unit rows side by side, each caption against all."""
+    model = DualEncoder(model_file.read(workdir).spec)
+    split, tokenizer = builders.open_split(source, "val"), model_file.tokenizer(workdir)
+    entries = [split.images[number] for number in range(len(split.images))]
+    pixels = np.stack([images.resize(images.decode(e["image"], ""), 32, 16) for e in entries])
+    captions = [tokenizer.encode(text, 64) for entry in entries for text in entry["captions"]]
+    text = np.full((len(captions), 64), tokenizer.pad, np.int32)
+    for row, ids in zip(text, captions, strict=True):
+        row[: len(ids)] = ids
+    mask = np.arange(64)[None] < np.array([[len(ids)] for ids in captions])
+
+    def encode(method, *inputs):
+        apply = jax.jit(lambda *given: model.apply({"params": params}, *given, method=method))
+        rows = apply(*inputs)
+        assert set(rows) == {"global", "pgu"}
+        unit = [np.asarray(r) / np.linalg.norm(r, axis=1, keepdims=True) for r in rows.values()]
+        return np.concatenate(unit, axis=1)
+
+    best = (encode("text_features", text, mask) @ encode("image_features", pixels).T).argmax(axis=1)
+    owners = np.repeat(split.identities, split.caption_counts)
+    return 100 * np.mean(split.identities[best] == owners)
+
+
+def test_fine_tuning_measures_keeps_the_best_and_goes_on(
+    three_splits, small, tmp_path, monkeypatch
+):
+    """Also P28 with a moving average: an interrupted run ends with the same bits in both trees."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    made = fine_tuning(three_splits)
+    run.train(made, straight, False)
+    rows = metrics.read(straight)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    names = {"val/R1", "val/R5", "val/R10", "val/mAP", "val/mINP", "loss/identity", "loss/ranking"}
+    assert names | {"loss/pgu_identity", "loss/pgu_ranking"} <= set(rows[0])
+    scores = {int(row["step"]): row["val/R1"] for row in rows}
+    best = max(reversed(scores), key=scores.get)  # The latest of equals.
+    assert kept(straight) == sorted({best, 6})
+    with Checkpoints.open_read_only(straight) as checkpoints:
+        loaded = checkpoints.restore_params(specs.abstract_params(model_file.read(straight).spec))
+        stored = checkpoints.manager.restore(best)["state"]
+    for path, leaf in trees.flatten(loaded).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(stored["average"])[path])
+    assert rank_1(straight, three_splits, loaded) == pytest.approx(scores[best], abs=1e-4)
+
+    real, count = pipeline.Batches.__next__, iter(range(99))
+
+    def killed(batches):
+        if next(count) == 5:
+            raise Killed
+        return real(batches)
+
+    monkeypatch.setattr(pipeline.Batches, "__next__", killed)
+    with pytest.raises(Killed):
+        run.train(made, broken, False)
+    monkeypatch.setattr(pipeline.Batches, "__next__", real)
+    run.train(made, broken, True)
+    assert kept(broken) == kept(straight)
+    ends = []
+    for workdir in (straight, broken):
+        with Checkpoints.open_read_only(workdir) as checkpoints:
+            assert checkpoints.best_step() == best
+            state = checkpoints.manager.restore(6)["state"]
+        ends.append(trees.flatten({name: state[name] for name in ("params", "average")}))
+    for path, leaf in ends[0].items():
+        np.testing.assert_array_equal(leaf, ends[1][path], err_msg=path)
+    assert any((ends[0][p.replace("average", "params", 1)] != ends[0][p]).any() for p in ends[0])
+    timing = "examples_per_second"
+    assert [row | {timing: 0} for row in metrics.read(broken)] == [
+        row | {timing: 0} for row in rows
+    ]
+
+
+def test_the_papers_protocol_measures_on_test(three_splits, small, tmp_path, monkeypatch):
+    found = []
+
+    def measure(*, state, score, **_):
+        found.append(score(state.chosen))
+        raise Killed
+
+    monkeypatch.setattr(loop, "train", measure)
+    with pytest.raises(Killed):
+        run.train(fine_tuning(three_splits, paper_protocol=True), tmp_path, False)
+    assert set(found[0]) == {f"test/{name}" for name in ("R1", "R5", "R10", "mAP", "mINP")}
+    assert all(0 <= value <= 100 for value in found[0].values())
+
+
+def test_measuring_needs_its_split_before_anything_is_written(data, tmp_path):
+    made = fine_tuning(data)
+    for go in (lambda: run.check(made, None), lambda: run.train(made, tmp_path, False)):
+        with pytest.raises(DataError, match="has no split 'val'"):
+            go()
+    assert not list(tmp_path.iterdir())
+    assert run.open_evaluation(fine_tuning(data, evaluate=False)) is None
+
+
+def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path, caplog):
+    """The log says of each part where it starts; a run of another size is refused by `check`."""
+    changes = {"init": str(undisturbed), "evaluate": False}
+    spec, tokenizer = model_file.read(undisturbed).spec, tokenization.load("examples/tokenizer")
+    made = fine_tuning(data, **changes)
+    run.check(made, None)
+    wanted = run.build_spec(
+        made, vocab_size=tokenizer.vocab_size, end_token=tokenizer.end, identities=6
+    )
+    assert (wanted.identities, wanted.mlm, wanted.features) == (6, False, ("global", "pgu"))
+    _, weights = run.start_from(made, wanted, tokenizer)
+    with caplog.at_level("INFO"):
+        run.log_origins(made, wanted, weights)
+    for part in ("image_encoder", "text_encoder", "image_head", "text_head"):
+        assert f"{part} starts from {undisturbed}" in caplog.text
+    for part in ("pgu", "identity_head", "pgu_identity_head"):
+        assert f"\n{part} starts at random" in "\n" + "\n".join(caplog.messages)
+    with pytest.raises(ConversionError, match=rf"embedding_dim {spec.embedding_dim}, not 64"):
+        run.check(fine_tuning(data, **changes, **{"model.embedding_dim": 64}), None)

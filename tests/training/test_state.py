@@ -1,8 +1,10 @@
-"""The train state: where its arrays lie and how it starts."""
+"""The train state: where its arrays lie, how it starts, and its moving average."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.training import micro
@@ -11,9 +13,10 @@ from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.training import state
 
 
-def create(mesh, seed=0):
+def create(mesh, seed=0, ema=0.0):
     net, optimizer, _ = micro.parts()
-    return state.create(net, put_batch(micro.batch(), mesh), optimizer, seed=seed, mesh=mesh)
+    example = put_batch(micro.batch(), mesh)
+    return state.create(net, example, optimizer, seed=seed, mesh=mesh, ema=ema)
 
 
 def test_the_seed_alone_decides_the_parameters():
@@ -45,3 +48,47 @@ def test_it_starts_at_step_zero_in_float32():
     assert int(made.step) == 0
     assert {leaf.dtype for leaf in jax.tree.leaves(made.params)} == {jnp.dtype("float32")}
     assert jnp.issubdtype(made.key.dtype, jax.dtypes.prng_key)
+
+
+@pytest.mark.parametrize("ema", [0.5, 0.7])
+def test_the_average_is_that_of_a_plain_loop(ema):
+    """Thirty steps of gradient descent, by NumPy; early steps count as of fewer parameters."""
+    rng = np.random.default_rng(0)
+    weight, gradients = rng.normal(size=3), rng.normal(size=(30, 3))
+    tx, params = optax.sgd(0.1), {"kernel": jnp.asarray(weight, jnp.float32)}
+    made = state.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        average=params,
+        key=jax.random.key(0),
+    )
+    average, limited = weight, 0
+    for step, gradient in enumerate(gradients, 1):
+        made = made.apply_gradients({"kernel": jnp.asarray(gradient, jnp.float32)}, tx, ema)
+        weight = weight - 0.1 * gradient
+        decay = min(ema, (1 + step) / (10 + step))
+        limited += decay < ema
+        average = decay * average + (1 - decay) * weight
+        np.testing.assert_allclose(made.average["kernel"], average, atol=1e-5)
+    np.testing.assert_allclose(made.params["kernel"], weight, atol=1e-5)
+    assert 0 < limited < 30 and int(made.step) == 30
+    assert np.abs(average - weight).max() > 1e-2
+    assert made.chosen is made.average
+
+
+def test_without_an_average_the_parameters_are_chosen():
+    made, shardings = create(make_mesh(devices=jax.devices()[:1]))
+    assert made.average is None and shardings.average is None
+    assert made.chosen is made.params
+    zeros = jax.tree.map(jnp.zeros_like, made.params)
+    assert made.apply_gradients(zeros, micro.parts()[1]).average is None
+
+
+def test_the_average_starts_where_the_parameters_do_and_is_split_alike():
+    made, shardings = create(make_mesh(2, 2, 2), ema=0.9)
+    averages, placed = trees.flatten(made.average), trees.flatten(shardings.average)
+    for path, leaf in trees.flatten(made.params).items():
+        np.testing.assert_array_equal(leaf, averages[path])
+        assert leaf.sharding.is_equivalent_to(averages[path].sharding, leaf.ndim)
+        assert leaf.sharding.is_equivalent_to(placed[path], leaf.ndim)

@@ -1,12 +1,15 @@
 """The train step: the same on any mesh, the same in parts, and it learns."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.training import micro
+from unipt_jax.config import schema
 from unipt_jax.core import trees
 from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.models import specs
 from unipt_jax.training import loop, metrics, objective, state, step
 
 
@@ -17,7 +20,7 @@ def run_steps(mesh, steps=3, rows=16, **settings):
     batches = [put_batch(batch, mesh) for batch in batches]
     made, shardings = state.create(net, batches[0], optimizer, seed=1, mesh=mesh)
     parts = settings.get("accumulate", 1)
-    aim = objective.pretraining(net, mlm_weight=1.0, negatives=0)
+    aim = objective.weighted(net, schema.Loss(contrastive=1.0, mlm=1.0, negatives=0))
 
     def gradients(params, batch):
         if parts == 1:
@@ -58,7 +61,7 @@ def test_eight_devices_equal_one(single, shape):
 def test_invalid_rows_and_groups_do_not_depend_on_mesh_or_parts():
     """Counts of valid rows and predictions differ from device to device and from part to part."""
     net, optimizer, _ = micro.parts()
-    aim = objective.pretraining(net, mlm_weight=0.5, negatives=8)
+    aim = objective.weighted(net, schema.Loss(contrastive=1.0, mlm=0.5, negatives=8))
     batch = micro.batch(16) | {"valid": np.arange(16) % 5 != 1}
     found = []
     for mesh, parts in (
@@ -101,13 +104,55 @@ def test_parts_on_eight_devices(single):
     assert_same(single[0], gradients)
 
 
+def test_parts_draw_the_negatives_of_the_whole_batch():
+    """Fine-tuning: classifiers of parts, and a ranking loss that draws its negatives by the key."""
+    net = micro.model(pgu=micro.PGU, identities=6, mlm=False, temperature="none")
+    how = schema.Loss(
+        contrastive=0.0, mlm=0.0, identity=0.5, ranking=1.0, pgu=0.7, ranking_margin=1.0
+    )
+    aim = objective.weighted(net, how)
+    batch = micro.batch(12) | {"identity": np.arange(12, dtype=np.int32) % 6}
+    batch |= {"valid": np.arange(12) != 7}
+    batch = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
+    # Away from the start, where all embeddings are alike and so are all negatives.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), jnp.float32),
+        specs.abstract_params(net.spec),
+    )
+    whole = jax.jit(lambda key: step.whole_gradients(aim, params, batch, key))
+    parted = jax.jit(lambda key: step.parted_gradients(aim, params, batch, key, 4))
+    (want, metrics_found), (_, others) = (whole(jax.random.key(seed)) for seed in (0, 1))
+    have, parted_metrics = parted(jax.random.key(0))
+    assert_same(want, have)
+    assert_same(metrics_found, parted_metrics)
+    assert any(leaf.any() for leaf in jax.tree.leaves(have["pgu_identity_head"]))
+    for name in ("loss/ranking", "loss/pgu_ranking"):  # Other draws are other losses.
+        assert abs(metrics_found[name] - others[name]) > 1e-4
+
+
+def test_the_average_follows_the_steps():
+    """The step hands its decay on; nothing but the average knows of it."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    batch, found = put_batch(micro.batch(), mesh), []
+    for ema in (0.0, 0.1):
+        net, optimizer, train_step = micro.parts(ema=ema)
+        made, _ = state.create(net, batch, optimizer, seed=0, mesh=mesh, ema=ema)
+        found.append((made.params, jax.jit(train_step)(made, batch)[0]))
+    (_, plain), (start, averaged) = found
+    assert plain.average is None
+    assert_same(plain.params, averaged.params, 0)
+    mean = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, start, averaged.params)
+    assert_same(averaged.average, mean, 1e-6)
+
+
 def test_micro_batches_alone_would_have_given_another_gradient(single):
     """What accumulation must not be: the mean of the parts' own losses, with fewer negatives."""
     net, optimizer, _ = micro.parts()
     mesh = make_mesh(devices=jax.devices()[:1])
     whole = micro.batch(16, 0)
     made, _ = state.create(net, put_batch(whole, mesh), optimizer, seed=1, mesh=mesh)
-    aim = objective.pretraining(net, mlm_weight=1.0, negatives=0)
+    aim = objective.weighted(net, schema.Loss(contrastive=1.0, mlm=1.0, negatives=0))
     halves = [{name: rows[at : at + 8] for name, rows in whole.items()} for at in (0, 8)]
     gradients = jax.jit(
         lambda batch: step.whole_gradients(aim, made.params, batch, jax.random.key(0))[0]
@@ -122,7 +167,7 @@ def test_rows_that_are_not_valid_change_nothing():
     """A quarantined row is as if it were absent: same gradient with any content in it."""
     mesh = make_mesh(devices=jax.devices()[:1])
     net, optimizer, _ = micro.parts()
-    aim = objective.pretraining(net, mlm_weight=1.0, negatives=0)
+    aim = objective.weighted(net, schema.Loss(contrastive=1.0, mlm=1.0, negatives=0))
     full = micro.batch(8)
     full["valid"] = np.arange(8) < 6
     short = {name: rows[:6] for name, rows in full.items()}

@@ -116,8 +116,8 @@ def _print_fields(spec: str | None) -> None:
     if spec is None:
         print("\nPass --config=FILE with --help to see the fields of its stage.")
         return
-    path, names, _ = load.split_spec(spec)
-    stage = load.read_file(path, names).get("stage")
+    path, words = load.split_spec(spec)
+    stage = load.read_file(path, words)[0].get("stage")
     if stage not in schema.STAGES:
         raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
     print(f"\nfields of {path} (--config.NAME=VALUE):")
@@ -142,6 +142,9 @@ def _texts(values: Any, name: str) -> Iterator[tuple[str, str]]:
     elif isinstance(values, dict):
         for key, value in values.items():
             yield from _texts(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _texts(value, name)
 
 
 def _record_config(config: Any, workdir: epath.Path) -> None:

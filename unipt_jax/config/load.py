@@ -19,26 +19,29 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ConfigError: the file, a variant or a field is unknown, or a value does not fit the schema.
     """
-    path, names, pairs = split_spec(spec)
-    values = read_file(path, names)
+    path, words = split_spec(spec)
+    values, pairs = read_file(path, words)
     for key, value in {**pairs, **(overrides or {})}.items():
         _assign(values, key, value)
     return schema.build(values)
 
 
-def split_spec(spec: str) -> tuple[str, list[str], dict[str, str]]:
-    """Splits `FILE[:variant,...,key=value,...]` into the file, the variants and the pairs.
+def split_spec(spec: str) -> tuple[str, list[str]]:
+    """Splits `FILE[:word,...]` into the file and the words, variants or `key=value`.
 
     Commas inside brackets belong to a value: `text.buckets=(32,64)`.
     """
     path, _, suffix = spec.partition(":")
-    words = [word for word in re.split(r",(?![^(\[]*[)\]])", suffix) if word]
-    names = [word for word in words if "=" not in word]
-    return path, names, dict(word.split("=", 1) for word in words if "=" in word)
+    return path, [word for word in re.split(r",(?![^(\[]*[)\]])", suffix) if word]
 
 
-def read_file(path: str, names: list[str]) -> dict[str, Any]:
-    """Runs a configuration file and returns the plain nested values of its variants `names`.
+def read_file(path: str, words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Runs a configuration file.
+
+    A word that `VARIANTS` has is a variant, `recipe=irra` too; else `key=value` sets a field.
+
+    Returns:
+        The plain nested values of the variants among `words`, and the other words' fields.
 
     Raises:
         ConfigError: no such file, it fails, no `get_config` in it, or an unknown variant.
@@ -54,20 +57,29 @@ def read_file(path: str, names: list[str]) -> dict[str, Any]:
     if "get_config" not in module:
         raise ConfigError(f"--config={path} defines no get_config")
     known = module.get("VARIANTS", {})
+    pairs = dict(word.split("=", 1) for word in words if "=" in word and word not in known)
+    names = [word for word in words if word in known or "=" not in word]
     unknown = [name for name in names if name not in known]
+    if not unknown:
+        try:
+            values = module["get_config"](",".join(names)).to_dict()
+        except Exception as error:
+            raise ConfigError(f"--config={path}: get_config failed: {error!r}") from error
+        choices = {name.split("=")[0] for name in known if "=" in name}
+        fields = [key for key in pairs if _field_kind(values.get("stage"), key)]
+        unknown = [f"{key}={pairs[key]}" for key in pairs if key in choices and key not in fields]
     if unknown:
         raise ConfigError(f"{path} has no variant {unknown[0]!r}{nearest(unknown[0], known)}")
-    try:
-        return module["get_config"](",".join(names)).to_dict()
-    except Exception as error:
-        raise ConfigError(f"--config={path}: get_config failed: {error!r}") from error
+    return values, pairs
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets the nested `values["a"]["b"]` for the key `a.b`; the schema judges it afterwards."""
     *parents, name = key.split(".")
     kind = _field_kind(values.get("stage"), key)
-    if isinstance(value, str) and kind != "str":
+    # A list of texts may come without brackets, and a directory may be called 2024.
+    texts = ("str",) if str(value).startswith(("(", "[")) else ("str", "tuple of str")
+    if isinstance(value, str) and kind not in texts:
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -64,6 +64,17 @@ class Image:
     height: int = field("pixels", default=384, at_least=1)
     width: int = field("pixels", default=128, at_least=1)
     flip: float = field("probability of a horizontal flip", default=0.5, at_least=0, at_most=1)
+    padding: int = field(
+        "pixels added on each side before a random crop back to size (IRRA: 10)",
+        default=0,
+        at_least=0,
+    )
+    erase: float = field(
+        "probability of erasing a rectangle (IRRA: 0.5)", default=0.0, at_least=0, at_most=1
+    )
+    pool: int = field(
+        "augmentations drawn of TBPS-CLIP's six (TBPS-CLIP: 2)", default=0, at_least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +90,24 @@ class Text:
         default=(),
         at_least=3,
     )
+    noise: str = field(
+        "mask: all losses read the masked copy (IRRA); corrupt: tokens masked, replaced and "
+        "deleted (RDE); delete: words deleted (TBPS-CLIP)",
+        default="none",
+        choices=("none", "mask", "corrupt", "delete"),
+    )
+    noise_probability: float = field(
+        "of a token to be corrupted (RDE: 0.2), of a word to be deleted (TBPS-CLIP: 0.05)",
+        default=0.0,
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLanguage:
-    """BERT's masked language model (paper, section 3.3)."""
+    """What the masked language model predicts (paper, section 3.3)."""
 
-    weight: float = field("beta of L_con + beta * L_mlm (paper: 1)", default=1.0, at_least=0)
     probability: float = field(
         "share of a caption's tokens that is predicted (paper: 0.15)",
         default=0.15,
@@ -104,8 +126,21 @@ class Model:
     embedding_dim: int = field(
         "width of the joint space (released code: 768)", default=768, at_least=1
     )
+    pooling: str = field(
+        "max: over all tokens (paper); class: the class and the end-of-text token (CLIP)",
+        default="max",
+        choices=("max", "class"),
+    )
     pool_padding: bool = field(
         "let padding tokens into the text's max pooling (released code: True)", default=False
+    )
+    pgu: str = field(
+        "variant of the granularity-unified features (paper, section 3.4); empty: none", default=""
+    )
+    selection: bool = field("add features of the tokens attended most (RDE)", default=False)
+    cross_modal: bool = field(
+        "predict masked tokens from the image too (IRRA), not from the text alone (paper)",
+        default=False,
     )
     dropout: float = field(
         "rate in the text encoder while training (BERT: 0.1)", default=0.1, at_least=0, at_most=0.9
@@ -113,18 +148,8 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Init:
-    """Weights to start from: a Hugging Face name, a directory of weights, or of a run of ours."""
-
-    image: str = field("of the image encoder (paper: ImageNet's); empty: random", default="")
-    text: str = field(
-        "of the text encoder and the MLM head (paper: BERT-base); empty: random", default=""
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Contrastive:
-    """Symmetric InfoNCE (paper, equation 1)."""
+class Similarity:
+    """By what cosines are multiplied in contrastive, n_itc, r_itc and sigmoid."""
 
     temperature: str = field(
         "none: bare cosine, as equation 1; fixed: logit_scale as given; learned: starting there",
@@ -137,35 +162,97 @@ class Contrastive:
         above=0,
         at_most=100,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Weights of the losses, 0 leaving one out, and their constants."""
+
+    contrastive: float = field("symmetric InfoNCE (paper, L_con: 1)", default=1.0, at_least=0)
+    mlm: float = field("masked language model (paper, beta: 1)", default=1.0, at_least=0)
+    identity: float = field(
+        "cross-entropy over the training identities (paper, L_id: 1; IRRA: 0.5)",
+        default=0.0,
+        at_least=0,
+    )
+    ranking: float = field(
+        "semi-hard ranking loss, summed over the batch (paper, L_rk: 1)", default=0.0, at_least=0
+    )
+    pgu: float = field(
+        "of all losses of the granularity-unified features (paper, gamma: 1)",
+        default=1.0,
+        at_least=0,
+    )
+    sdm: float = field("similarity distribution matching (IRRA: 1)", default=0.0, at_least=0)
+    tal: float = field("triplet alignment, summed over the batch (RDE: 1)", default=0.0, at_least=0)
+    n_itc: float = field("normalised InfoNCE (TBPS-CLIP: 1)", default=0.0, at_least=0)
+    r_itc: float = field("reversed InfoNCE (TBPS-CLIP: 1)", default=0.0, at_least=0)
+    c_itc: float = field("cyclic InfoNCE (TBPS-CLIP: 0.1)", default=0.0, at_least=0)
+    sigmoid: float = field("pairwise sigmoid (SigLIP: 1)", default=0.0, at_least=0)
     negatives: int = field(
-        "examples that are contrasted with each other; 0: the whole batch (released code: 64, "
-        "those of one GPU)",
+        "of contrastive: examples that are contrasted with each other; 0: the whole batch "
+        "(released code: 64, those of one GPU)",
         default=0,
         at_least=0,
+    )
+    ranking_margin: float = field("of ranking (paper: 0.2)", default=0.2, above=0)
+    sdm_temperature: float = field("of sdm (IRRA: 0.02)", default=0.02, above=0)
+    tal_temperature: float = field("of tal (RDE: 0.015)", default=0.015, above=0)
+    tal_margin: float = field("of tal (RDE: 0.1)", default=0.1, at_least=0)
+    soft_labels: float = field(
+        "of n_itc: the prediction's own part of its target (TBPS-CLIP: 0.5)",
+        default=0.5,
+        at_least=0,
+        at_most=1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW and its schedule."""
+    """AdamW or Adam, its schedule, and the learning rates of groups of parameters."""
 
+    name: str = field(
+        "adamw: decoupled decay; adam: decay added to the gradient",
+        default="adamw",
+        choices=("adamw", "adam"),
+    )
     learning_rate: float = field("peak (paper: 1e-5)", default=1e-5, above=0)
+    image: float = field("factor on it for the image encoder", default=1.0, at_least=0)
+    text: float = field("for the text encoder", default=1.0, at_least=0)
+    new: float = field(
+        "for what has no counterpart in a pre-trained model: classifiers, PGU, token selection, "
+        "cross-modal blocks (IRRA: 5)",
+        default=1.0,
+        at_least=0,
+    )
+    bias: float = field("for biases, on top of the others (IRRA: 2)", default=1.0, at_least=0)
     warmup: float = field(
-        "share of the steps with a linear rise from 0 (paper: 0.1)",
-        default=0.1,
+        "share of the steps with a linear rise (paper: 0.1)", default=0.1, at_least=0, at_most=1
+    )
+    start: float = field(
+        "where the rise starts, in shares of the peak (IRRA: 0.1)",
+        default=0.0,
         at_least=0,
         at_most=1,
     )
     decay: str = field(
-        "after the warm-up (released code: linear, to 0)",
+        "after the warm-up (released code: linear)",
         default="none",
         choices=("none", "linear", "cosine"),
     )
-    beta1: float = field("AdamW", default=0.9, at_least=0, below=1)
-    beta2: float = field("AdamW (released code: 0.98)", default=0.999, at_least=0, below=1)
-    epsilon: float = field("AdamW", default=1e-8, above=0)
+    end: float = field(
+        "where the decay ends, in shares of the peak (TBPS-CLIP: 0.05)",
+        default=0.0,
+        at_least=0,
+        at_most=1,
+    )
+    beta1: float = field("of the first moment", default=0.9, at_least=0, below=1)
+    beta2: float = field(
+        "of the second moment (released code: 0.98)", default=0.999, at_least=0, below=1
+    )
+    epsilon: float = field("added to the second moment's root", default=1e-8, above=0)
     weight_decay: float = field(
-        "decoupled; none on biases, LayerNorms and logit_scale", default=0.01, at_least=0
+        "none on biases, LayerNorms, logit_scale and logit_bias", default=0.01, at_least=0
     )
     clip_norm: float = field(
         "largest global gradient norm; 0: no clipping", default=0.0, at_least=0
@@ -185,11 +272,19 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain:
-    """Pre-training of the dual encoder on images and (pseudo) texts."""
+class Train:
+    """Training of the dual encoder: pre-training on pseudo texts, or fine-tuning."""
 
-    stage: str = field("which schema this is", choices=("pretrain",))
-    data: str = field("directory that launch/prepare.py wrote", free_on_resume=True)
+    stage: str = field("which schema this is", choices=("pretrain", "finetune"))
+    data: tuple[str, ...] = field(
+        "directories that launch/prepare.py or launch/caption.py wrote, trained on together",
+        free_on_resume=True,
+    )
+    repeats: tuple[int, ...] = field(
+        "how often each of `data` comes in an epoch, for small ones beside large ones; empty: once",
+        default=(),
+        at_least=1,
+    )
     seed: int = field(
         "of parameters, data order, augmentation, masking", default=0, at_least=0, at_most=MAX_SEED
     )
@@ -198,7 +293,12 @@ class Pretrain:
         "passes over the captions, when steps is 0 (paper: 15)", default=15.0, at_least=0
     )
     batch_size: int = field(
-        "global, over all devices and processes (paper: 512)", default=512, at_least=1
+        "global, over all devices and processes (paper: 512, fine-tuning 64)",
+        default=512,
+        at_least=1,
+    )
+    instances: int = field(
+        "captions of each identity in a batch; 0: as they come", default=0, at_least=0
     )
     accumulate: int = field(
         "micro-batches a step; the loss still sees all the batch's negatives", default=1, at_least=1
@@ -208,50 +308,103 @@ class Pretrain:
         default="float32",
         choices=("float32", "bfloat16"),
     )
+    ema: float = field(
+        "decay a step of the parameters' moving average, which is kept in their place; 0: none",
+        default=0.0,
+        at_least=0,
+        below=1,
+    )
     workers: int = field(
         "processes that decode images; 0: threads", default=0, at_least=0, free_on_resume=True
     )
     log_every: int = field("steps", default=50, at_least=1, free_on_resume=True)
     checkpoint_every: int = field("steps", default=1000, at_least=1, free_on_resume=True)
     keep_checkpoints: int = field("latest ones kept", default=3, at_least=1, free_on_resume=True)
+    evaluate: bool = field(
+        "measure Rank-1 at each checkpoint, and keep the best one besides", default=False
+    )
+    paper_protocol: bool = field(
+        "measure it on `test`, as published code does, and not on `val`: the figures of the "
+        "checkpoint so chosen are too good",
+        default=False,
+    )
     on_bad_record: str = field(
         "stop at a record that cannot be read, or leave it out and count it",
         default="stop",
         choices=("stop", "quarantine"),
     )
+    init: str = field(
+        "a dual encoder to start from, which goes before the next two: a Hugging Face name, a "
+        "directory of weights, or of a run; empty: none",
+        default="",
+    )
+    init_image: str = field(
+        "an image encoder to start from (paper: ImageNet's); empty: random", default=""
+    )
+    init_text: str = field(
+        "a text encoder, with its MLM head, to start from (paper: BERT-base); empty: random",
+        default="",
+    )
     image: Image = group(Image)
     text: Text = group(Text)
     mlm: MaskedLanguage = group(MaskedLanguage)
     model: Model = group(Model)
-    init: Init = group(Init)
-    contrastive: Contrastive = group(Contrastive)
+    similarity: Similarity = group(Similarity)
+    loss: Loss = group(Loss)
     optimizer: Optimizer = group(Optimizer)
     mesh: Mesh = group(Mesh, free_on_resume=True)
 
     def __post_init__(self) -> None:
         """Checks what no single field can show."""
+        loss, model = self.loss, self.model
         faults = []
+        if not self.data or not all(self.data):
+            faults.append(f"data={list(self.data)}: name one directory or more")
+        if self.repeats and len(self.repeats) != len(self.data):
+            faults.append(
+                f"repeats={self.repeats} must have a number for each of data={list(self.data)}"
+            )
+        if self.repeats and self.instances:
+            faults.append(
+                "instances draws identities, whatever repeats says; set instances=0 or repeats=()"
+            )
         if not self.steps and not self.epochs:
             faults.append("steps and epochs are both 0; set one of them")
         if self.batch_size % self.accumulate:
             faults.append(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
             )
-        negatives = self.contrastive.negatives
-        if negatives and self.batch_size % negatives:
+        if loss.negatives and self.batch_size % loss.negatives:
             faults.append(
-                f"contrastive.negatives={negatives} does not divide batch_size={self.batch_size}"
+                f"loss.negatives={loss.negatives} does not divide batch_size={self.batch_size}"
             )
         if any(bucket >= self.text.length for bucket in self.text.buckets):
             faults.append(
                 f"text.buckets={self.text.buckets} must be shorter than "
                 f"text.length={self.text.length}"
             )
-        if self.model.pool_padding and self.text.buckets:
+        if model.pool_padding and self.text.buckets:
             faults.append(
                 "model.pool_padding makes embeddings depend on the padded length, so it needs "
                 "text.buckets=()"
             )
+        if self.text.noise in ("corrupt", "delete") and not self.text.noise_probability:
+            faults.append(f"text.noise={self.text.noise!r} needs text.noise_probability above 0")
+        if self.paper_protocol and not self.evaluate:
+            faults.append("paper_protocol says where evaluate measures; set evaluate too")
+        if loss.mlm and not self.mlm.probability:
+            faults.append(
+                "loss.mlm needs masked tokens: set mlm.probability above 0, or loss.mlm=0"
+            )
+        if model.pgu and not loss.pgu:
+            faults.append(
+                "model.pgu adds features that loss.pgu=0 leaves untrained; set one of them"
+            )
+        if model.cross_modal and not loss.mlm:
+            faults.append("model.cross_modal adds blocks that loss.mlm=0 leaves untrained")
+        compared = ("contrastive", "ranking", "sdm", "tal", "n_itc", "r_itc", "sigmoid")
+        if not any(getattr(loss, name) for name in compared):
+            faults.append(f"no loss compares images with texts: weigh one of {', '.join(compared)}")
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -272,9 +425,12 @@ class Prepare:
             "luperson_mllm",
             "mals",
             "synth_pedes",
+            "drawn",
         ),
     )
-    source: str = field("directory with the annotation file and the images")
+    source: str = field(
+        "directory with the annotation file and the images; drawn needs none", default=""
+    )
     annotations: str = field(
         "file inside `source`, or a pattern for several; empty: the layout's usual names",
         default="",
@@ -290,12 +446,30 @@ class Prepare:
         at_least=0,
         at_most=1,
     )
-    seed: int = field("of the drawn validation records", default=0, at_least=0, at_most=MAX_SEED)
+    seed: int = field(
+        "of the validation records, or of drawn pedestrians",
+        default=0,
+        at_least=0,
+        at_most=MAX_SEED,
+    )
+    count: int = field("of drawn pedestrians", default=10_000, at_least=1)
+    height: int = field("of their pictures, in pixels", default=256, at_least=8)
+    width: int = field("the same", default=128, at_least=4)
     on_bad_record: str = field(
         "stop at bad records (all are reported), or leave them out and count them",
         default="stop",
         choices=("stop", "quarantine"),
     )
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can show."""
+        if not self.source and self.dataset != "drawn":
+            raise ConfigError("source is not set; pass --config.source=...")
+        if self.validation and self.dataset == "drawn":
+            raise ConfigError(
+                f"validation={self.validation}: drawn pedestrians are all for training; draw "
+                "others with another seed, or set validation=0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,6 +510,46 @@ class Caption:
         default="quarantine",
         choices=("stop", "quarantine"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluation of a dual encoder on prepared data sets."""
+
+    stage: str = field("which schema this is", choices=("evaluate",))
+    data: tuple[str, ...] = field(
+        "directories that launch/prepare.py wrote; the first one's figures lead"
+    )
+    checkpoint: str = field(
+        "directory of a run, or whatever else unipt_jax.load takes: a conversion, a Hugging Face "
+        "name or directory"
+    )
+    split: str = field("of each data set", default="test")
+    feature: str = field(
+        "that leads: a name that the model gives, or `concatenated`; empty: concatenated if the "
+        "model gives several (the paper does not tell which)",
+        default="",
+    )
+    rerank: bool = field(
+        "rank by that feature once more, with k-reciprocal re-ranking (time grows with the square "
+        "of images and captions)",
+        default=False,
+    )
+    batch_size: int = field(
+        "over all devices, of which it becomes a multiple; changes no figure",
+        default=128,
+        at_least=1,
+    )
+    on_bad_record: str = field(
+        "stop at an image that cannot be read, or leave it and its captions out and count it",
+        default="stop",
+        choices=("stop", "quarantine"),
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can show."""
+        if not self.data or not all(self.data):
+            raise ConfigError(f"data={list(self.data)}: name one directory or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,9 +600,11 @@ class Export:
 
 
 STAGES: Mapping[str, type] = {
-    "pretrain": Pretrain,
+    "pretrain": Train,
+    "finetune": Train,
     "prepare": Prepare,
     "caption": Caption,
+    "evaluate": Evaluate,
     "convert": Convert,
     "export": Export,
 }
@@ -496,6 +712,8 @@ def _coerce(value: Any, kind: Any) -> tuple[bool, Any]:
     """Returns whether `value` is of type `kind`, and the value in exactly that type."""
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
+        if element is str and isinstance(value, str):
+            value = [entry.strip() for entry in value.split(",")]
         if not isinstance(value, list | tuple):
             return False, value
         pairs = [_coerce(entry, element) for entry in value]

@@ -14,6 +14,7 @@ Images stay in the encoding in which they came.
 """
 
 import array
+import bisect
 import concurrent.futures
 import dataclasses
 import functools
@@ -77,7 +78,8 @@ class Split:
     """One split of a prepared data set: N images, P pairs of an image and a caption.
 
     The arrays are those of `index-<split>.npz`; `tokenizer_fingerprint` is of the tokenizer that
-    counted `text_lengths`, or empty.
+    counted `text_lengths`, or empty. `parts` are the fingerprints of the splits that `join` made
+    it of, in their order, or empty.
     """
 
     images: Images
@@ -87,6 +89,7 @@ class Split:
     tokenizer_fingerprint: str
     name: str
     directory: str
+    parts: tuple[str, ...] = ()
 
     @functools.cached_property
     def pairs(self) -> tuple[Int32[np.ndarray, "P"], Int32[np.ndarray, "P"]]:
@@ -96,12 +99,19 @@ class Split:
         caption = np.arange(len(image)) - first[image]
         return image.astype(np.int32), caption.astype(np.int32)
 
+    @property
+    def identity_count(self) -> int:
+        """Number of identities, whose labels are 0, 1, ... ."""
+        return int(self.identities.max(initial=-1)) + 1
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes with the number or order of images, captions or identities."""
+        """Changes with the number or order of images, captions, identities or parts."""
         digest = hashlib.sha256()
         for values in (self.caption_counts, self.identities, self.text_lengths):
             digest.update(values.tobytes() + b"|")
+        for part in self.parts:
+            digest.update(part.encode())
         return digest.hexdigest()[:16]
 
 
@@ -490,6 +500,74 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
         name=split,
         directory=os.fspath(directory),
     )
+
+
+def join(splits: Sequence[Split]) -> Split:
+    """Puts splits of several data sets one after the other, so that one run trains on all of them.
+
+    Identities of different parts stay different: the labels of each part begin where those of the
+    one before end. Images are read from the parts when asked for, and their paths begin with the
+    part's directory. Caption lengths are kept where one tokenizer counted those of all parts. One
+    split alone is returned as it is.
+
+    Raises:
+        DataError: there is no split.
+    """
+    if not splits:
+        raise DataError("there is no data set to train on; name the directory of one at least")
+    if len(splits) == 1:
+        return splits[0]
+    firsts = itertools.accumulate((part.identity_count for part in splits[:-1]), initial=0)
+    fingerprints = [part.tokenizer_fingerprint for part in splits]
+    agree = len(set(fingerprints)) == 1
+    lengths = [part.text_lengths for part in splits] if agree else [np.zeros(0, np.int32)]
+    return Split(
+        images=Images(_Chain(splits)),
+        caption_counts=np.concatenate([part.caption_counts for part in splits]),
+        identities=np.concatenate(
+            [part.identities + np.int32(first) for part, first in zip(splits, firsts, strict=True)]
+        ),
+        text_lengths=np.concatenate(lengths),
+        tokenizer_fingerprint=fingerprints[0]
+        if agree
+        else " + ".join(name or "none" for name in fingerprints),
+        name=" + ".join(dict.fromkeys(part.name for part in splits)),
+        directory=" + ".join(part.directory for part in splits),
+        parts=tuple(part.fingerprint for part in splits),
+    )
+
+
+def repeated(splits: Sequence[Split], times: Sequence[int]) -> Int32[np.ndarray, "E"]:
+    """Returns the pairs of an epoch of `join(splits)` in which some parts come several times.
+
+    Args:
+        splits: the parts.
+        times: how often each of them comes; as many.
+    """
+    counts = [len(part.pairs[0]) for part in splits]
+    firsts = itertools.accumulate(counts[:-1], initial=0)
+    parts = [
+        np.tile(np.arange(first, first + count, dtype=np.int32), often)
+        for first, count, often in zip(firsts, counts, times, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+class _Chain(Sequence[Mapping[str, Any]]):
+    """The stored examples of several splits, one after the other."""
+
+    def __init__(self, splits: Sequence[Split]) -> None:
+        self._parts = [(part.directory, part.images._source) for part in splits]
+        self._ends = list(itertools.accumulate(len(part.images) for part in splits))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        part = bisect.bisect_right(self._ends, number)
+        directory, source = self._parts[part]
+        example = source[number - self._ends[part] + len(source)]
+        return {**example, "path": f"{directory}/".encode() + example["path"]}
 
 
 def read_identities(directory: epath.PathLike, split: str) -> list[str]:

@@ -7,16 +7,18 @@ or which tokens are masked. The whole state of the pipeline is therefore the nex
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.random import host_generator
-from unipt_jax.data import images, masking, transforms
+from unipt_jax.data import images, masking, sampling, text_noise, transforms
 from unipt_jax.data.builders import Split
 from unipt_jax.data.tokenization import ROLES, Tokenizer
 
@@ -27,7 +29,32 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How one pair of an image and a caption becomes an example; sizes in pixels and tokens."""
+    """How one pair of an image and a caption becomes an example.
+
+    Attributes:
+        height: of the image, in pixels; as `width`.
+        flip: probability of mirroring left and right.
+        length: most tokens of a text, special ones included.
+        buckets: shorter lengths that the texts of a batch may be padded to instead.
+        mlm_probability: share of the tokens that are masked for the language model.
+        whole_word: mask whole words.
+        padding: pixels added on each side before the crop back to size, as in
+            `transforms.pad_and_crop`; 0: none (IRRA: 10).
+        pool: number of augmentations drawn from `transforms.random_pool`; 0: none (TBPS-CLIP: 2).
+        erase: probability of `transforms.random_erase`, in 0..1 (IRRA: 0.5).
+        fill: RGB, 0..255, of pixels that these pad, rotate in or erase: the model's mean pixel,
+            by default that of mean 0.5. (TBPS-CLIP's code takes black; IRRA's pads with black, and
+            erases with (156, 147, 133), since its mean is put in after normalisation.)
+        text_noise: what becomes of the text.
+            none: it is the caption.
+            mask: it is the masked copy, as IRRA's code has it. `text` and `masked_text` are equal
+                then, and an objective may encode either of them for all of its losses.
+            corrupt: `text_noise.corrupt_tokens`, as RDE. Its wrong tokens would be labels of the
+                language model, too, which RDE does without.
+            delete: `text_noise.delete_words`, as TBPS-CLIP.
+        text_noise_probability: of a token to be corrupted (RDE: 0.2), or of a word to be deleted
+            (TBPS-CLIP: 0.05), in 0..1.
+    """
 
     height: int
     width: int
@@ -36,6 +63,12 @@ class Preprocess:
     buckets: tuple[int, ...]
     mlm_probability: float
     whole_word: bool
+    padding: int = 0
+    pool: int = 0
+    erase: float = 0.0
+    fill: transforms.Fill = (128, 128, 128)
+    text_noise: Literal["none", "mask", "corrupt", "delete"] = "none"
+    text_noise_probability: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +105,8 @@ class LoadPair:
             if not self.quarantine:
                 raise
             image, caption, valid = np.zeros((how.height, how.width, 3), np.uint8), "", False
-        image = transforms.random_flip(image, how.flip, rng)
-        tokens = self.tokenizer.encode(caption, how.length)
+        image = self._augment(transforms.random_flip(image, how.flip, rng), position)
+        tokens = self._encode(caption, position)
         masked, positions = masking.mask_tokens(
             tokens,
             is_special=self.tokenizer.is_special,
@@ -83,10 +116,11 @@ class LoadPair:
             whole_word=how.whole_word,
             rng=rng,
         )
+        text = masked if how.text_noise == "mask" else tokens
         predictions = masking.maximum_predictions(how.length, how.mlm_probability)
         return {
             "image": np.ascontiguousarray(image),
-            "text": _pad(tokens, how.length, self.tokenizer.pad),
+            "text": _pad(text, how.length, self.tokenizer.pad),
             "text_mask": _pad(np.ones(len(tokens), bool), how.length, False),
             "masked_text": _pad(masked, how.length, self.tokenizer.pad),
             "mlm_positions": _pad(positions, predictions, 0),
@@ -96,6 +130,31 @@ class LoadPair:
             "record": np.int32(pair),
             "valid": np.bool_(valid),
         }
+
+    # Streams of their own: turned on, these leave what is drawn for flips and masks alone.
+
+    def _augment(self, image: np.ndarray, position: int) -> np.ndarray:
+        how = self.preprocess
+        rng = host_generator(self.seed, "augmentation", position)
+        image = transforms.pad_and_crop(image, how.padding, how.fill, rng)
+        image = transforms.random_pool(image, how.pool, how.fill, rng)
+        return transforms.random_erase(image, how.erase, how.fill, rng)
+
+    def _encode(self, caption: str, position: int) -> np.ndarray:
+        how = self.preprocess
+        rng = host_generator(self.seed, "text noise", position)
+        if how.text_noise == "delete":
+            caption = text_noise.delete_words(caption, how.text_noise_probability, rng)
+        tokens = self.tokenizer.encode(caption, how.length)
+        if how.text_noise == "corrupt":
+            return text_noise.corrupt_tokens(
+                tokens,
+                is_special=self.tokenizer.is_special,
+                mask=self.tokenizer.mask,
+                probability=how.text_noise_probability,
+                rng=rng,
+            )
+        return tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,17 +203,22 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    instances: int = 0,
+    epoch: Int[np.ndarray, "E"] | None = None,
     quarantine: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:
     """Returns an endless random-access data set: element `k` is this process's part of batch `k`.
 
-    Each epoch is a fresh permutation of all pairs; a batch may span two epochs, and none is
-    dropped. `batch_size` is global; process p gets the p-th of `process_count` blocks of its rows.
+    Each epoch is a fresh permutation of all pairs, or of those that `epoch` lists; a batch may span
+    two epochs, and none is dropped. With `instances`, batches hold as many pairs of each of their
+    identities instead, as `sampling.IdentityBatches` tells, and `epoch` has no say. `batch_size` is
+    global; process p gets the p-th of `process_count` blocks of its rows.
 
     Raises:
-        ConfigError: the processes do not divide the batch, or the tokenizer cannot mask so.
+        ConfigError: the processes or the instances do not divide the batch, there are too few
+            identities, or the tokenizer cannot mask so.
         DataError: the split is empty.
     """
     pairs = len(split.pairs[0])
@@ -183,7 +247,17 @@ def train_batches(
         process_index * rows,
         (process_index + 1) * rows,
     )
-    order = grain.MapDataset.range(pairs).seed(seed).shuffle().repeat()
+    if instances:
+        balanced = sampling.identity_batches(
+            split.pairs[0],
+            split.identities,
+            batch_size=batch_size,
+            instances=instances,
+            seed=seed,
+        )
+        return grain.MapDataset.range(sys.maxsize).map(balanced).map(load)
+    order = grain.MapDataset.range(pairs) if epoch is None else grain.MapDataset.source(epoch)
+    order = order.seed(seed).shuffle().repeat()
     return order.map_with_index(_number).batch(batch_size).map(load)
 
 
@@ -234,6 +308,17 @@ class Batches(Iterator[Example]):
 
 
 def _require_masking(tokenizer: Tokenizer, preprocess: Preprocess) -> None:
+    if preprocess.text_noise == "mask" and not preprocess.mlm_probability:
+        raise ConfigError(
+            "text.noise='mask' takes the masked copy of the text, and mlm.probability=0 masks "
+            "nothing; set mlm.probability=0.15, or text.noise='none'"
+        )
+    if preprocess.text_noise == "corrupt" and tokenizer.mask is None:
+        raise ConfigError(
+            f"tokenizer {tokenizer.name!r} has no mask token {' or '.join(ROLES['mask'])}, which "
+            "text.noise='corrupt' puts in the place of words; set text.noise='delete', or choose "
+            "another text.tokenizer"
+        )
     if not preprocess.mlm_probability:
         return
     if tokenizer.mask is None:

@@ -5,6 +5,7 @@ code (`modeling_unipt.py`) is put beside its weights.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 # Transformers' names of the activations, by ours.
 ACTIVATIONS = {ours: theirs for theirs, ours in foreign_specs.ACTIVATIONS.items()}
 
+# First names of the parameters that embeddings and their similarities are made of.
+_ENCODERS = ("image_encoder", "text_encoder", "image_head", "text_head", "logit_scale")
+
 # Transformers' CLIP takes a configuration with this end token for an old, wrong one, and reads
 # a text at its largest id instead.
 _LEGACY_END_TOKEN = 2
@@ -42,7 +46,7 @@ class Exported:
     Attributes:
         form: the class that loads it.
         parameters: number of array elements.
-        left_out: parameters, by their first name, for which the class has no place.
+        left_out: parameters, by their first name, that stand on the encoders and are not written.
     """
 
     form: Form
@@ -69,10 +73,34 @@ def form(spec: DualEncoderSpec) -> Form:
     return "CLIPModel" if fits else "UniPTModel"
 
 
-def weights(spec: DualEncoderSpec, params: Any, dtype: str) -> dict[str, np.ndarray]:
+def encoders_alone(
+    spec: DualEncoderSpec, params: Mapping[str, Any]
+) -> tuple[DualEncoderSpec, dict[str, Any], tuple[str, ...]]:
+    """Strips a model of what stands on its encoders: neither form has a place for it.
+
+    That is whatever fine-tuning adds; embeddings do without it. BERT's MLM head stays with
+    `UniPTModel`, which has it too; `CLIPModel` has not.
+
+    Args:
+        spec: the model's shape.
+        params: its parameters, rooted as in `DualEncoder`.
+
+    Returns:
+        Shape and parameters of what is left, and the first names of the parameters that are not.
+    """
+    mlm = spec.mlm and not spec.cross_modal and form(spec) == "UniPTModel"
+    alone = dataclasses.replace(
+        spec, mlm=mlm, logit_bias=False, cross_modal=None, pgu=None, selection=None, identities=0
+    )
+    names_kept = (*_ENCODERS, "mlm_head") if mlm else _ENCODERS
+    kept = {name: part for name, part in params.items() if name in names_kept}
+    return alone, kept, tuple(name for name in params if name not in kept)
+
+
+def weights(spec: DualEncoderSpec, params: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
     """Returns the arrays of `model.safetensors` by their names in torch.
 
-    `CLIPModel` always has a logit scale, and has no place for an MLM head, which is left out.
+    They are those of `encoders_alone`. `CLIPModel` always has a logit scale.
 
     Args:
         spec: the model's shape.
@@ -82,13 +110,12 @@ def weights(spec: DualEncoderSpec, params: Any, dtype: str) -> dict[str, np.ndar
     Raises:
         ConversionError: a value is not finite, or too large for `dtype`.
     """
+    _, params, _ = encoders_alone(spec, params)
     table = names.UNIPT
     if form(spec) == "CLIPModel":
         table = names.CLIP
         scale = np.float32(spec.logit_scale if spec.temperature == "fixed" else 1.0)
-        params = {"logit_scale": np.log(scale)} | {
-            name: value for name, value in params.items() if name not in left_out(spec)
-        }
+        params = {"logit_scale": np.log(scale)} | params
     with np.errstate(over="ignore"):
         arrays = {
             name: array.astype(DTYPES[dtype], copy=False)
@@ -104,22 +131,18 @@ def weights(spec: DualEncoderSpec, params: Any, dtype: str) -> dict[str, np.ndar
     return arrays
 
 
-def left_out(spec: DualEncoderSpec) -> tuple[str, ...]:
-    """Names the parts of a model for which its form has no place."""
-    return ("mlm_head",) if spec.mlm and form(spec) == "CLIPModel" else ()
-
-
 def export(
     directory: epath.PathLike,
     *,
     spec: DualEncoderSpec,
-    params: Any,
+    params: Mapping[str, Any],
     tokenizer: Tokenizer,
     text_length: int,
     dtype: str = "float32",
 ) -> Exported:
-    """Writes weights, configuration, tokenizer, image processor and model card.
+    """Writes weights, configuration, tokenizer, image processor and model card of the encoders.
 
+    What else stands on them is left out, see `encoders_alone`; result and card name it.
     `config.json` comes last: a directory without it is not complete.
 
     Args:
@@ -135,7 +158,8 @@ def export(
     """
     directory = epath.Path(directory)
     arrays = weights(spec, params, dtype)
-    exported = Exported(form(spec), sum(array.size for array in arrays.values()), left_out(spec))
+    spec, _, left_out = encoders_alone(spec, params)
+    exported = Exported(form(spec), sum(array.size for array in arrays.values()), left_out)
     write_bytes(
         directory / "model.safetensors", safetensors.numpy.save(arrays, metadata={"format": "pt"})
     )
@@ -147,7 +171,7 @@ def export(
     tokenizer.save(directory)
     write_json(directory / "tokenizer_config.json", _tokenizer_config(tokenizer, text_length))
     write_json(directory / "preprocessor_config.json", _processor_config(spec))
-    write_bytes(directory / "README.md", _card(spec, text_length, dtype).encode())
+    write_bytes(directory / "README.md", _card(spec, text_length, dtype, left_out).encode())
     write_json(
         directory / CONFIG_FILE, {"architectures": [exported.form], "dtype": dtype, **config}
     )
@@ -249,15 +273,12 @@ def _processor_config(spec: DualEncoderSpec) -> dict[str, Any]:
     }
 
 
-def _card(spec: DualEncoderSpec, text_length: int, dtype: str) -> str:
-    kind = form(spec)
-    mlm = ""
-    if left_out(spec):
-        mlm = (
-            "\nThe head of masked language modelling was left out: `CLIPModel` has no place for it."
-        )
-    elif spec.mlm:
-        mlm = "\n`get_mlm_logits` applies the head of masked language modelling."
+def _card(spec: DualEncoderSpec, text_length: int, dtype: str, left_out: tuple[str, ...]) -> str:
+    more = ""
+    if spec.mlm:
+        more += "\n`get_mlm_logits` applies the head of masked language modelling."
+    if left_out:
+        more += f"\nOf the trained model was left out: {', '.join(left_out)}."
     height, width = spec.image.image_size
     return _CARD.format(
         height=height,
@@ -265,8 +286,8 @@ def _card(spec: DualEncoderSpec, text_length: int, dtype: str) -> str:
         text_length=text_length,
         embedding_dim=spec.embedding_dim,
         dtype=dtype,
-        trust=_trust(kind),
-        mlm=mlm,
+        trust=_trust(form(spec)),
+        more=more,
     )
 
 
@@ -297,5 +318,5 @@ with torch.inference_mode():
 print(output.text_embeds @ output.image_embeds.T)  # cosine similarities, one row a text
 ```
 
-`get_image_features` and `get_text_features` embed one side: `pooler_output`, not of length 1.{mlm}
+`get_image_features` and `get_text_features` embed one side: `pooler_output`, not of length 1.{more}
 """

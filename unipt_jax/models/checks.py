@@ -34,6 +34,8 @@ def _wanted(value: Any, hint: Any, zero: bool) -> str:
     kinds = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return "" if value in kinds else f"one of {', '.join(kinds)}"
+    if type(None) in kinds and value is None:
+        return ""
     if typing.get_origin(hint) is tuple:
         fits = isinstance(value, tuple) and len(value) == len(kinds)
         wanted = [_wanted(*pair, zero) for pair in zip(value, kinds, strict=True)] if fits else []

@@ -133,14 +133,21 @@ class ClipText(nn.Module):
         self.layer_norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
     def __call__(
-        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], *, train: bool
-    ) -> Float[Array, "B L D"]:
+        self,
+        text: Int[Array, "B L"],
+        text_mask: Bool[Array, "B L"],
+        *,
+        train: bool,
+        attention: bool = False,
+    ) -> Float[Array, "B L D"] | tuple[Float[Array, "B L D"], Float[Array, "B L"]]:
         """Returns the tokens after the final LayerNorm.
 
         Args:
             text: token ids in [0, vocab_size); an id beyond gives NaN.
             text_mask: True at tokens, False at padding, which no token sees.
             train: whether dropout is on; CLIP has none.
+            attention: whether the end-of-text token's attention is wanted too, a second result: its
+                weights in the last block, averaged over heads; NaN for a text without one.
 
         Raises:
             ConfigError: the text is longer than `spec.max_positions`.
@@ -149,9 +156,14 @@ class ClipText(nn.Module):
         x = embed_words(self.word_embeddings, text)
         x = x + self.position_embeddings[: text.shape[1]][None]
         x = constrain(x.astype(self.dtype), TOKENS)
-        for layer in self.layers:
-            x = layer(x, text_mask, train=train)
-        return self.layer_norm(x)
+        row = None
+        for index, layer in enumerate(self.layers):
+            if attention and index == self.spec.layers - 1:
+                x, row = layer(x, text_mask, train=train, reader=self.class_position(text))
+            else:
+                x = layer(x, text_mask, train=train)
+        x = self.layer_norm(x)
+        return (x, row) if attention else x
 
     def class_position(self, text: Int[Array, "B L"]) -> Int[Array, "B"]:
         """Returns where each text's first end-of-text token is, or L, beyond the text, without one.

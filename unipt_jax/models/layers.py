@@ -7,7 +7,7 @@ while softmax and LayerNorm always run in float32.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,9 +38,23 @@ ACTIVATIONS = {
 }
 
 
-def normal_init(axes: Sequence[str | None]) -> nn.initializers.Initializer:
-    """Returns BERT's and timm's initialiser, N(0, 0.02) cut at two deviations, named by `axes`."""
-    return nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), tuple(axes))
+class InitStd(NamedTuple):
+    """Standard deviations that a block's kernels start with; the defaults are BERT's and timm's.
+
+    Attributes:
+        attention: of the maps to queries, keys and values.
+        mlp: of the MLP's first map.
+        output: of the maps whose outputs are added to the tokens.
+    """
+
+    attention: float = 0.02
+    mlp: float = 0.02
+    output: float = 0.02
+
+
+def normal_init(axes: Sequence[str | None], std: float = 0.02) -> nn.initializers.Initializer:
+    """Returns the initialiser N(0, std) cut at two deviations, named by `axes`."""
+    return nn.with_logical_partitioning(nn.initializers.truncated_normal(std), tuple(axes))
 
 
 def zeros_init(axes: Sequence[str | None]) -> nn.initializers.Initializer:
@@ -54,14 +68,15 @@ def dense(
     *,
     use_bias: bool = True,
     dtype: DTypeLike,
+    std: float = 0.02,
     name: str | None = None,
 ) -> nn.Dense:
-    """Makes a linear map; `axes` name the kernel's input and output dimensions."""
+    """Makes a linear map from N(0, std); `axes` name the kernel's input and output dimensions."""
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=normal_init(axes),
+        kernel_init=normal_init(axes, std),
         bias_init=zeros_init(axes[1:]),
         name=name,
     )
@@ -136,6 +151,18 @@ def split_heads(tokens: Float[Array, "B L W"], size: int) -> Float[Array, "B H L
     return constrain(x, _HEADS)
 
 
+def _logits(query: Array, key: Array, seen: Sequence[Array]) -> Array:
+    """Returns the scaled products of queries and keys, very low where a mask is False."""
+    logits = jnp.matmul(
+        query * query.shape[3] ** -0.5,
+        key.transpose(0, 1, 3, 2),
+        preferred_element_type=jnp.float32,
+    )
+    for mask in seen:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    return logits
+
+
 def attend(
     query: Float[Array, "B H Q S"],
     key: Float[Array, "C H N S"],
@@ -152,13 +179,7 @@ def attend(
         seen: masks that spread over [B, H, Q, N]; a value counts where all are True.
         drop: drops weights in training.
     """
-    logits = jnp.matmul(
-        query * query.shape[3] ** -0.5,
-        key.transpose(0, 1, 3, 2),
-        preferred_element_type=jnp.float32,
-    )
-    for mask in seen:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    logits = _logits(query, key, seen)
     # The softmax, divided by its sum when it has weighed the values: fewer numbers to touch.
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
@@ -167,50 +188,88 @@ def attend(
     return x.transpose(0, 2, 1, 3).reshape(len(query), query.shape[2], -1)
 
 
+def attention_row(
+    query: Float[Array, "B H Q S"],
+    key: Float[Array, "B H N S"],
+    seen: Sequence[Bool[Array, "..."]],
+    reader: Int[Array, "B"],
+) -> Float[Array, "B N"]:
+    """Returns how one query of each row weighs the tokens, averaged over heads, in float32.
+
+    Args:
+        query: as for `attend`.
+        key: the same.
+        seen: the same.
+        reader: each row's query, in [0, Q); beyond gives NaN.
+    """
+    at = reader[:, None, None, None]
+    one = jnp.take_along_axis(query, at, axis=2, mode="fill", fill_value=jnp.nan)
+    shape = (len(query), 1, query.shape[2], key.shape[2])
+    masks = [
+        jnp.take_along_axis(jnp.broadcast_to(mask, shape), at, axis=2, mode="clip") for mask in seen
+    ]
+    return nn.softmax(_logits(one, key, masks)).mean(axis=1)[:, 0]
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al., 2017).
+    """Multi-head attention (Vaswani et al., 2017): tokens read themselves, or others.
 
     Attributes:
         heads: number of heads; divides the width of the tokens.
         causal: whether a token sees only itself and those before it.
         dropout: probability with which each attention probability is dropped in training (BERT).
         dtype: compute dtype.
+        std: what the kernels start with.
     """
 
     heads: int
     causal: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    std: InitStd = InitStd()
 
     @nn.compact
     def __call__(
         self,
         tokens: Float[Array, "B L D"],
-        mask: Bool[Array, "B L"] | None,
+        mask: Bool[Array, "B N"] | None,
         *,
         train: bool,
         first: int | None = None,
-    ) -> Float[Array, "B F D"]:
+        context: Float[Array, "B N D"] | None = None,
+        reader: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B F D"] | tuple[Float[Array, "B F D"], Float[Array, "B N"]]:
         """Mixes the tokens; those where `mask` is False are seen by none (None: all are seen).
 
-        Of the result there are the `first` tokens alone (None: all, F = L).
+        Args:
+            tokens: those that read.
+            mask: which of those that are read count.
+            train: whether dropout is on.
+            first: of how many tokens the result is wanted, F; None for all.
+            context: the tokens that are read; None lets `tokens` read themselves, N = L.
+            reader: a token of each row, in [0, F), whose attention is wanted too: a second result,
+                `attention_row`.
         """
-        _, length, width = tokens.shape
+        context = tokens if context is None else context
+        width = tokens.shape[2]
         size = head_size(width, self.heads)
 
         def project(name: str, tokens: Array) -> Array:
-            x = dense(width, (Axis.EMBED, Axis.HEADS), dtype=self.dtype, name=name)(tokens)
+            axes, std = (Axis.EMBED, Axis.HEADS), self.std.attention
+            x = dense(width, axes, dtype=self.dtype, std=std, name=name)(tokens)
             return split_heads(x, size)
 
         query = project("q_proj", tokens[:, :first])
-        key, value = project("k_proj", tokens), project("v_proj", tokens)
+        key, value = project("k_proj", context), project("v_proj", context)
         seen = [] if mask is None else [mask[:, None, None, :]]
         if self.causal:
-            seen.append(jnp.tril(jnp.ones((1, 1, query.shape[2], length), jnp.bool_)))
+            seen.append(jnp.tril(jnp.ones((1, 1, query.shape[2], key.shape[2]), jnp.bool_)))
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x = attend(query, key, value, seen, drop)
-        x = dense(width, (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")(x)
-        return constrain(x, TOKENS)
+        axes, std = (Axis.HEADS, Axis.EMBED), self.std.output
+        x = dense(width, axes, dtype=self.dtype, std=std, name="out_proj")(x)
+        x = constrain(x, TOKENS)
+        return x if reader is None else (x, attention_row(query, key, seen, reader))
 
 
 class Mlp(nn.Module):
@@ -220,21 +279,24 @@ class Mlp(nn.Module):
         mlp_size: width between the maps.
         activation: "gelu" (exact), "gelu_tanh" or "quick_gelu".
         dtype: compute dtype.
+        std: what the kernels start with.
     """
 
     mlp_size: int
     activation: Activation
     dtype: DTypeLike = jnp.float32
+    std: InitStd = InitStd()
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Maps each token by itself."""
         width = tokens.shape[-1]
-        x = dense(self.mlp_size, (Axis.EMBED, Axis.MLP), dtype=self.dtype, name="fc1")(tokens)
-        x = constrain(x, (Axis.BATCH, Axis.ACT_TOKENS, Axis.ACT_MLP))
+        linear = functools.partial(dense, dtype=self.dtype)
+        fc1 = linear(self.mlp_size, (Axis.EMBED, Axis.MLP), std=self.std.mlp, name="fc1")
+        fc2 = linear(width, (Axis.MLP, Axis.EMBED), std=self.std.output, name="fc2")
+        x = constrain(fc1(tokens), (Axis.BATCH, Axis.ACT_TOKENS, Axis.ACT_MLP))
         x = ACTIVATIONS[self.activation](x)
-        x = dense(width, (Axis.MLP, Axis.EMBED), dtype=self.dtype, name="fc2")(x)
-        return constrain(x, TOKENS)
+        return constrain(fc2(x), TOKENS)
 
 
 class TransformerBlock(nn.Module):
@@ -249,6 +311,7 @@ class TransformerBlock(nn.Module):
         causal: whether a token sees only itself and those before it (CLIP's text).
         dropout: probability of dropping attention probabilities and branch outputs in training.
         dtype: compute dtype.
+        std: what the kernels start with.
     """
 
     heads: int
@@ -259,6 +322,7 @@ class TransformerBlock(nn.Module):
     causal: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    std: InitStd = InitStd()
 
     @nn.compact
     def __call__(
@@ -268,25 +332,32 @@ class TransformerBlock(nn.Module):
         *,
         train: bool,
         first: int | None = None,
-    ) -> Float[Array, "B F D"]:
+        reader: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B F D"] | tuple[Float[Array, "B F D"], Float[Array, "B L"]]:
         """Transforms the tokens; those where `mask` is False are seen by none (None: all are).
 
         Of the result there are the `first` tokens alone (None: all, F = L): all others are seen,
-        but nothing more is computed of them.
+        but nothing more is computed of them. With a `reader`, a place in [0, F) a row, the result
+        is a pair: the tokens, and that token's attention by `attention_row`.
         """
-        attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="self_attn")
-        mlp = Mlp(self.mlp_size, self.activation, self.dtype, name="mlp")
+        attention = Attention(
+            self.heads, self.causal, self.dropout, self.dtype, self.std, name="self_attn"
+        )
+        mlp = Mlp(self.mlp_size, self.activation, self.dtype, self.std, name="mlp")
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
         layer_norm1 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm1")
         layer_norm2 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm2")
+        entering = layer_norm1(tokens) if self.norm == "pre" else tokens
+        mixed = attention(entering, mask, train=train, first=first, reader=reader)
+        mixed, row = (mixed, None) if reader is None else mixed
+        x = tokens[:, :first] + drop(mixed)
         if self.norm == "pre":
-            mixed = attention(layer_norm1(tokens), mask, train=train, first=first)
-            x = tokens[:, :first] + drop(mixed)
-            return x + drop(mlp(layer_norm2(x)))
-        mixed = attention(tokens, mask, train=train, first=first)
-        x = layer_norm1(tokens[:, :first] + drop(mixed))
-        return layer_norm2(x + drop(mlp(x)))
+            x = x + drop(mlp(layer_norm2(x)))
+        else:
+            x = layer_norm1(x)
+            x = layer_norm2(x + drop(mlp(x)))
+        return x if reader is None else (x, row)
 
 
 def block_of(spec: Any, **options: Any) -> TransformerBlock:

@@ -11,22 +11,30 @@ import jax.numpy as jnp
 from unipt_jax.core.errors import CheckpointError
 from unipt_jax.models.bert import Bert, TextSpec
 from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.cross_modal import CrossModalSpec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.models.heads import MlmHead
+from unipt_jax.models.pgu import PguSpec
+from unipt_jax.models.token_selection import TokenSelectionSpec
 from unipt_jax.models.vit import VisionSpec, VisionTransformer
 
 # A dual encoder, or one encoder to start one from.
 Spec = DualEncoderSpec | VisionSpec | TextSpec
+# Either of these, or a part of one.
+Part = Spec | ClipTextSpec | CrossModalSpec | PguSpec | TokenSelectionSpec
 
 KINDS: Mapping[str, type] = {
     "dual_encoder": DualEncoderSpec,
     "vit": VisionSpec,
     "bert": TextSpec,
     "clip_text": ClipTextSpec,
+    "cross_modal": CrossModalSpec,
+    "pgu": PguSpec,
+    "token_selection": TokenSelectionSpec,
 }
 
 
-def to_dict(spec: Spec | ClipTextSpec) -> dict[str, Any]:
+def to_dict(spec: Part) -> dict[str, Any]:
     """Returns the fields of `spec`, JSON-ready, with its `kind`."""
     values: dict[str, Any] = {
         "kind": next(kind for kind, cls in KINDS.items() if cls is type(spec))
@@ -39,7 +47,7 @@ def to_dict(spec: Spec | ClipTextSpec) -> dict[str, Any]:
     return values
 
 
-def from_dict(values: Mapping[str, Any]) -> Spec | ClipTextSpec:
+def from_dict(values: Mapping[str, Any]) -> Part:
     """Returns what `to_dict` was given.
 
     Raises:

@@ -130,8 +130,13 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, first: int | None = None
-    ) -> Float[Array, "B N D"]:
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        first: int | None = None,
+        attention: bool = False,
+    ) -> Float[Array, "B N D"] | tuple[Float[Array, "B N D"], Float[Array, "B L"]]:
         """Returns the tokens after the final LayerNorm.
 
         The class token is first, then the distillation token if there is one, then the patches by
@@ -142,6 +147,8 @@ class VisionTransformer(nn.Module):
             train: whether dropout is on; a Vision Transformer has none.
             first: how many tokens are wanted, N; None for all. With one, a twelfth of the work of
                 12 layers is saved: the last block does nothing for the others.
+            attention: whether the class token's attention is wanted too, a second result: its
+                weights in the last block over all L tokens, averaged over heads.
 
         Raises:
             ValueError: the images are not of `spec.image_size`. 128x384 has as many patches as
@@ -174,7 +181,15 @@ class VisionTransformer(nn.Module):
         if spec.pre_layer_norm:
             x = LayerNorm(spec.layer_norm_eps, self.dtype, name="pre_layer_norm")(x)
         x = constrain(x, TOKENS)
+        row = None
         for index in range(spec.layers):
             block = block_of(spec, norm="pre", dtype=self.dtype, name=f"layers_{index}")
-            x = block(x, None, train=train, first=first if index == spec.layers - 1 else None)
-        return LayerNorm(spec.layer_norm_eps, self.dtype, name="layer_norm")(x[:, :first])
+            if index < spec.layers - 1:
+                x = block(x, None, train=train)
+            elif attention:
+                reader = jnp.zeros(len(x), jnp.int32)
+                x, row = block(x, None, train=train, first=first, reader=reader)
+            else:
+                x = block(x, None, train=train, first=first)
+        x = LayerNorm(spec.layer_norm_eps, self.dtype, name="layer_norm")(x[:, :first])
+        return (x, row) if attention else x

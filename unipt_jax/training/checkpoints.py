@@ -1,7 +1,7 @@
 """Checkpoints: state, the data pipeline's position and the configuration, whole or absent.
 
-Orbax writes each step aside and renames it, so a killed run leaves its last complete checkpoint
-and remains of the next that are never taken for one.
+The best one by a score stays beside the latest. Orbax writes each step aside and renames it, so a
+killed run leaves its last complete checkpoint and remains of the next that are never taken for one.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
 
 from unipt_jax.core import trees
 from unipt_jax.core.errors import CheckpointError
@@ -30,7 +31,10 @@ def is_begun(workdir: epath.PathLike) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one work directory, `checkpoints/<step>` each; the latest `keep` stay."""
+    """The checkpoints of one work directory, `checkpoints/<step>` each.
+
+    The latest `keep` stay, and the one with the highest score if any has one.
+    """
 
     manager: ocp.CheckpointManager
     directory: epath.Path
@@ -38,7 +42,16 @@ class Checkpoints:
     @classmethod
     def open(cls, workdir: epath.PathLike, *, keep: int) -> "Checkpoints":
         """Opens (and makes) `workdir/checkpoints` for a run that adds to it."""
-        return cls._open(workdir, ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+        best = checkpoint_managers.BestN(
+            get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+        )
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [checkpoint_managers.LatestN(keep), best]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=_score, create=True
+        )
+        return cls._open(workdir, options)
 
     @classmethod
     def open_read_only(cls, workdir: epath.PathLike) -> "Checkpoints":
@@ -51,7 +64,9 @@ class Checkpoints:
             raise CheckpointError(f"{workdir} holds no {DIRECTORY}; name the directory of a run")
         return cls._open(
             workdir,
-            ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0),
+            ocp.CheckpointManagerOptions(
+                read_only=True, best_fn=_score, create=False, save_interval_steps=0
+            ),
         )
 
     @classmethod
@@ -69,10 +84,32 @@ class Checkpoints:
         """Returns the newest complete step, or None."""
         return self.manager.latest_step()
 
+    def best_step(self) -> int | None:
+        """Returns the complete step of the highest score, the latest of equals, or None."""
+        scores = {step: self.score(step) for step in sorted(self.manager.all_steps(), reverse=True)}
+        scored = {step: score for step, score in scores.items() if score is not None}
+        return max(scored, key=scored.__getitem__, default=None)
+
+    def score(self, step: int) -> float | None:
+        """Returns the score with which a step was saved, if it had one."""
+        metrics = self.manager.metrics(step)
+        return None if not metrics else _score(metrics)
+
     def save(
-        self, state: TrainState, *, data: Mapping[str, Any], config: Mapping[str, Any]
+        self,
+        state: TrainState,
+        *,
+        data: Mapping[str, Any],
+        config: Mapping[str, Any],
+        score: float | None = None,
     ) -> None:
         """Starts writing `state` (copied first, so it may be donated); `wait` sees it through.
+
+        Args:
+            state: everything that a continuation needs.
+            data: the pipeline's position, and what the data are.
+            config: of the run.
+            score: by which the best step is chosen; higher is better.
 
         Raises:
             CheckpointError: the step was not taken, for it exists or an earlier write failed.
@@ -80,6 +117,7 @@ class Checkpoints:
         self._save(
             int(state.step),
             config,
+            metrics=None if score is None else {"score": score},
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave(dict(data)),
         )
@@ -118,15 +156,19 @@ class Checkpoints:
         self._save(0, config, state=ocp.args.StandardSave({"params": params}))
 
     def restore_params(self, abstract: Any = None) -> Any:
-        """Returns the latest checkpoint's parameters alone, on this process's first device.
+        """Returns the parameters alone of the best checkpoint, or else of the latest.
 
+        They lie on this process's first device. Of a run that averages them, it is the average.
         `abstract` gives the structure, shapes and types that they must have; None takes any.
 
         Raises:
             CheckpointError: there is none, or it holds other parameters (all differences listed).
         """
-        step = self._require_step()
-        stored = self._stored_shapes(step)["params"]
+        step = self.best_step()
+        step = self._require_step() if step is None else step
+        shapes = self._stored_shapes(step)
+        part = "average" if shapes.get("average") else "params"
+        stored = shapes[part]
         if abstract is None:
             abstract = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored
@@ -140,12 +182,12 @@ class Checkpoints:
             restored = reader.restore(
                 self.directory / str(step) / "state",
                 args=ocp.args.PyTreeRestore(
-                    item={"params": abstract},
-                    restore_args={"params": arguments},
+                    item={part: abstract},
+                    restore_args={part: arguments},
                     partial_restore=True,
                 ),
             )
-        return restored["params"]
+        return restored[part]
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what went wrong in the background."""
@@ -162,10 +204,16 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _save(self, step: int, config: Mapping[str, Any], **items: ocp.args.CheckpointArgs) -> None:
+    def _save(
+        self,
+        step: int,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        **items: ocp.args.CheckpointArgs,
+    ) -> None:
         meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
         saved = self.manager.save(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+            step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), metrics=metrics
         )
         if not saved:
             raise CheckpointError(f"{self.directory}: step {step} was not saved; it exists already")
@@ -186,3 +234,7 @@ class Checkpoints:
                 f"{self.directory}/{step} does not fit the model of this configuration: "
                 + "; ".join(differences)
             )
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]

@@ -63,43 +63,91 @@ def read(name: str) -> Source:
 
 
 def start_from(
-    spec: DualEncoderSpec, vocabulary: Mapping[str, int], *, image: str, text: str
+    spec: DualEncoderSpec,
+    vocabulary: Mapping[str, int],
+    *,
+    whole: str = "",
+    image: str = "",
+    text: str = "",
 ) -> tuple[DualEncoderSpec, dict[str, Any]]:
     """Reads the weights that a dual encoder starts from.
 
     Args:
         spec: the dual encoder.
         vocabulary: ids of the tokens in its texts.
-        image: where the image encoder's come from (see `read`); empty: they start at random.
+        whole: where all of it comes from (see `read`): both encoders, their heads, and what else
+            has the same shape there (a temperature, the MLM head, granularity-unified features),
+            but no classifier of identities: its identities were others. Empty: see the next two.
+        image: where the image encoder's come from; empty: they start at random.
         text: the same of the text encoder's and, where the source has one, the MLM head's.
 
     Returns:
         The specification, with what belongs to the weights (activation, LayerNorm epsilon, DeiT's
         second token, rows of the word table beyond the tokenizer's), and the parameters found,
-        rooted as the model's. Pixels stay normalised as `spec` says.
+        rooted as the model's. Pixels stay normalised as `spec` says; with `whole`, as there.
 
     Raises:
         CheckpointError, ConversionError: a source cannot be read, is of another shape, or gives the
             tokens of a text other ids.
     """
     params: dict[str, Any] = {}
-    sides = {text: "text", image: "image"}  # One source of both is read once.
-    sources = {name: _read(name, side) for name, side in sides.items() if name}
-    if image:
-        found = _require(sources[image].spec, VisionSpec, "image", image)
-        adopted = _adopt(spec.image, found, "image", image)
+    names = {"image": ("init", whole) if whole else ("init_image", image)}
+    names["text"] = ("init", whole) if whole else ("init_text", text)
+    fields = {origin: field for field, origin in names.values() if origin}
+    sources = {origin: _read(origin, field) for origin, field in fields.items()}
+    if whole:
+        found = sources[whole].spec
+        _require_heads(found, spec, whole)
+        mean, std = found.image.mean, found.image.std
+        spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, mean=mean, std=std))
+    field, origin = names["image"]
+    if origin:
+        found = _require(sources[origin].spec, VisionSpec, "image", field, origin)
+        adopted = _adopt(spec.image, found, "image", field, origin)
         params["image_encoder"] = resize(
-            sources[image].params["image_encoder"], found, adopted.image_size
+            sources[origin].params["image_encoder"], found, adopted.image_size
         )
         spec = dataclasses.replace(spec, image=adopted)
-    if text:
-        found = _require(sources[text].spec, type(spec.text), "text", text)
-        spec = dataclasses.replace(spec, text=_adopt(spec.text, found, "text", text))
-        _require_vocabulary(sources[text].vocabulary, vocabulary, text)
-        params["text_encoder"] = sources[text].params["text_encoder"]
-        if spec.mlm and "mlm_head" in sources[text].params:
-            params["mlm_head"] = sources[text].params["mlm_head"]
+    field, origin = names["text"]
+    if origin:
+        found = _require(sources[origin].spec, type(spec.text), "text", field, origin)
+        spec = dataclasses.replace(spec, text=_adopt(spec.text, found, "text", field, origin))
+        _require_vocabulary(sources[origin].vocabulary, vocabulary, field, origin)
+        params["text_encoder"] = sources[origin].params["text_encoder"]
+    if whole:
+        params |= _same_parts(spec, sources[whole])
+    elif text and spec.mlm and not spec.cross_modal and "mlm_head" in sources[text].params:
+        params["mlm_head"] = sources[text].params["mlm_head"]
     return spec, params
+
+
+def _require_heads(found: Any, wanted: DualEncoderSpec, origin: str) -> None:
+    """Checks that a source is a dual encoder whose embeddings are made as those wanted."""
+    if not isinstance(found, DualEncoderSpec):
+        raise ConversionError(
+            f"init={origin!r} holds one encoder alone; name it as init_image or init_text"
+        )
+    faults = [
+        f"{name} {getattr(found, name)!r}, not {getattr(wanted, name)!r}"
+        for name in ("embedding_dim", "pooling")
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if faults:
+        raise ConversionError(
+            f"init={origin!r} does not fit model: it has {'; '.join(faults)}; name other weights "
+            "or change these fields of model"
+        )
+
+
+def _same_parts(spec: DualEncoderSpec, source: Source) -> dict[str, Any]:
+    """Returns the parameters beside the encoders that have the same name and shape in `source`."""
+    wanted = specs.abstract_params(spec)
+    never = ("image_encoder", "text_encoder", "identity_head", "pgu_identity_head")
+    return {
+        name: part
+        for name, part in source.params.items()
+        if name in wanted and name not in never and not trees.shape_differences(part, wanted[name])
+    }
 
 
 def resize(
@@ -125,16 +173,14 @@ def put(params: Any, initial: Mapping[str, Any]) -> Any:
     return trees.map_with_path(replace, params)
 
 
-def _read(name: str, side: str) -> Source:
+def _read(name: str, field: str) -> Source:
     try:
         return read(name)
     except (CheckpointError, ConversionError) as error:
-        raise ConversionError(
-            f"init.{side}: {error}; --config.init.{side}= starts at random"
-        ) from error
+        raise ConversionError(f"{field}: {error}; --config.{field}= starts at random") from error
 
 
-def _require(found: Any, kind: type, side: str, origin: str) -> Any:
+def _require(found: Any, kind: type, side: str, field: str, origin: str) -> Any:
     """Returns the encoder of one side of what was read."""
     encoder = getattr(found, side) if isinstance(found, DualEncoderSpec) else found
     if not isinstance(encoder, kind):
@@ -144,12 +190,12 @@ def _require(found: Any, kind: type, side: str, origin: str) -> Any:
             ClipTextSpec: "a CLIP text encoder",
         }
         raise ConversionError(
-            f"init.{side}={origin!r} holds {names[type(encoder)]}, not {names[kind]}; name another"
+            f"{field}={origin!r} holds {names[type(encoder)]}, not {names[kind]}; name another"
         )
     return encoder
 
 
-def _adopt(wanted: Any, source: Any, side: str, origin: str) -> Any:
+def _adopt(wanted: Any, source: Any, side: str, field: str, origin: str) -> Any:
     """Returns `wanted` with what belongs to the weights; their shapes must be equal."""
     ours = ("image_size", "mean", "std", "dropout")  # Of the run, not of the weights.
     theirs = ["layer_norm_eps", "activation"]
@@ -165,20 +211,21 @@ def _adopt(wanted: Any, source: Any, side: str, origin: str) -> Any:
     ]
     if differences:
         raise ConversionError(
-            f"init.{side}={origin!r} does not fit model.{side}: it has {'; '.join(differences)}; "
+            f"{field}={origin!r} does not fit model.{side}: it has {'; '.join(differences)}; "
             "name other weights or another variant"
         )
     return dataclasses.replace(wanted, **{name: getattr(source, name) for name in theirs})
 
 
 def _require_vocabulary(
-    theirs: Mapping[str, int] | None, ours: Mapping[str, int], origin: str
+    theirs: Mapping[str, int] | None, ours: Mapping[str, int], field: str, origin: str
 ) -> None:
     """Checks that a token has the embedding of that very token."""
     if theirs is None:
         log.warning(
-            "init.text=%r comes without a tokenizer: that text.tokenizer numbers tokens as it was "
-            "trained to read them is not checked",
+            "%s=%r comes without a tokenizer: that text.tokenizer numbers tokens as it was trained "
+            "to read them is not checked",
+            field,
             origin,
         )
         return
@@ -186,7 +233,7 @@ def _require_vocabulary(
     if others:
         token = others[0]
         raise ConversionError(
-            f"init.text={origin!r} was trained with another vocabulary: {len(others)} of "
+            f"{field}={origin!r} was trained with another vocabulary: {len(others)} of "
             f"{len(ours)} tokens differ, such as {token!r}, {theirs.get(token, 'unknown')} there "
             f"and {ours[token]} in text.tokenizer; use its tokenizer, for the data too"
         )

@@ -24,6 +24,9 @@ from unipt_jax.training.step import TrainStep
 
 log = logging.getLogger(__name__)
 
+Score = Callable[[Any], metrics.Row]
+SCORE = "R1"  # By which the best checkpoint is chosen: the paper's first figure.
+
 
 def jit_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> TrainStep:
     """Compiles the step for the mesh; the state's memory is reused for the next state."""
@@ -51,6 +54,7 @@ def train(
     image_of: Callable[[int], str],
     data_identity: Mapping[str, Any],
     config: Mapping[str, Any],
+    score: Score | None = None,
 ) -> TrainState:
     """Takes the state from its step to step `steps` and returns it, checkpointed.
 
@@ -68,6 +72,7 @@ def train(
         image_of: gives the image path of a record, for that file.
         data_identity: what the data are, written into each checkpoint.
         config: written into each checkpoint.
+        score: measures parameters at each checkpoint, which is then a row of metrics too.
 
     Raises:
         DivergenceError: a metric is NaN or infinite.
@@ -86,17 +91,19 @@ def train(
                 continue
             row = {"step": float(step)} | metrics.fetch(scalars)
             metrics.require_finite(row, since=logged)
-            if at_log:
+            seconds = time.perf_counter() - clock
+            scores = score(state.chosen) if score and at_checkpoint else {}
+            if at_log or scores:
                 rows = len(batch["valid"]) * jax.process_count()
-                seconds = time.perf_counter() - clock
                 row["examples_per_second"] = rows * (step - logged) / seconds
-                row["quarantined"] = float(len(bad_records))
+                row |= {"quarantined": float(len(bad_records))} | scores
                 writer.write(row)
                 show(row)
                 logged, clock = step, time.perf_counter()
             if at_checkpoint:
                 data = dict(batches.state()) | dict(data_identity)
-                checkpoints.save(state, data=data, config=config)
+                best = next((v for k, v in scores.items() if k.endswith(f"/{SCORE}")), None)
+                checkpoints.save(state, data=data, config=config, score=best)
     checkpoints.wait()
     return state
 

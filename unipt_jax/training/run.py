@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from etils import epath
 from rich.console import Console
@@ -17,6 +18,7 @@ from unipt_jax.core import trees
 from unipt_jax.core.errors import CheckpointError, ConfigError
 from unipt_jax.core.sharding import make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
+from unipt_jax.evaluation import features, retrieval
 from unipt_jax.models import specs, variants
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.training import (
@@ -35,67 +37,94 @@ from unipt_jax.training.checkpoints import Checkpoints, is_begun
 log = logging.getLogger(__name__)
 
 
-def build_spec(config: schema.Pretrain, vocab_size: int) -> DualEncoderSpec:
-    """Returns the dual encoder that a configuration describes, for `vocab_size` token ids.
+def build_spec(
+    config: schema.Train, *, vocab_size: int, end_token: int, identities: int
+) -> DualEncoderSpec:
+    """Returns the dual encoder that a configuration describes.
+
+    Args:
+        config: of the run.
+        vocab_size: number of token ids.
+        end_token: id that ends a text.
+        identities: in the training data; the model tells them apart if a loss asks for it.
 
     Raises:
         ConfigError: a variant is unknown, or the text is longer than the encoder's positions.
     """
+    model, similarity, loss = config.model, config.similarity, config.loss
     spec = variants.dual_encoder(
-        config.model.image,
-        config.model.text,
+        model.image,
+        model.text,
         image_size=(config.image.height, config.image.width),
         vocab_size=vocab_size,
-        embedding_dim=config.model.embedding_dim,
-        pool_padding=config.model.pool_padding,
-        dropout=config.model.dropout,
-        temperature=config.contrastive.temperature,
-        logit_scale=config.contrastive.logit_scale,
+        end_token=end_token,
+        embedding_dim=model.embedding_dim,
+        pooling=model.pooling,
+        pool_padding=model.pool_padding,
+        dropout=model.dropout,
+        mlm=loss.mlm > 0,
+        temperature=similarity.temperature,
+        logit_scale=similarity.logit_scale,
+        logit_bias=loss.sigmoid > 0,
+        cross_modal=model.cross_modal,
+        pgu=model.pgu,
+        selection=model.selection,
+        identities=identities if loss.identity else 0,
     )
     if config.text.length > spec.text.max_positions:
         raise ConfigError(
             f"text.length={config.text.length} exceeds the {spec.text.max_positions} positions "
-            f"of model.text={config.model.text!r}"
+            f"of model.text={model.text!r}"
         )
     return spec
 
 
 def build_step(
-    config: schema.Pretrain, model: DualEncoder, steps: int
+    config: schema.Train, model: DualEncoder, steps: int
 ) -> tuple[optax.GradientTransformation, step.TrainStep]:
     """Returns the optimizer and the train step of a run over `steps` steps."""
+    how = config.optimizer
     schedule = optimizer.learning_rate_schedule(
-        peak=config.optimizer.learning_rate,
+        peak=how.learning_rate,
         steps=steps,
-        warmup=config.optimizer.warmup,
-        decay=config.optimizer.decay,
+        warmup=how.warmup,
+        decay=how.decay,
+        start=how.start,
+        end=how.end,
     )
-    adamw = optimizer.make_optimizer(
+    transform = optimizer.make_optimizer(
         schedule,
-        beta1=config.optimizer.beta1,
-        beta2=config.optimizer.beta2,
-        epsilon=config.optimizer.epsilon,
-        weight_decay=config.optimizer.weight_decay,
-        clip_norm=config.optimizer.clip_norm,
+        beta1=how.beta1,
+        beta2=how.beta2,
+        epsilon=how.epsilon,
+        weight_decay=how.weight_decay,
+        clip_norm=how.clip_norm,
+        name=how.name,
+        factors={"image": how.image, "text": how.text, "new": how.new, "bias": how.bias},
     )
     train_step = step.make_train_step(
-        objective=objective.pretraining(
-            model, mlm_weight=config.mlm.weight, negatives=config.contrastive.negatives
-        ),
-        optimizer=adamw,
+        objective=objective.weighted(model, config.loss, reads_masked=config.text.noise == "mask"),
+        optimizer=transform,
         schedule=schedule,
         accumulate=config.accumulate,
+        ema=config.ema,
     )
-    return adamw, train_step
+    return transform, train_step
 
 
 def build_batches(
-    config: schema.Pretrain, split: builders.Split, tokenizer: tokenization.Tokenizer
+    config: schema.Train,
+    split: builders.Split,
+    tokenizer: tokenization.Tokenizer,
+    spec: DualEncoderSpec,
+    epoch: np.ndarray | None,
 ) -> grain.MapDataset:
     """Returns the data set of batches, of which batch k is a function of data, seed and k.
 
+    What augmentation bares becomes the mean pixel of `spec`.
+
     Raises:
-        ConfigError: the tokenizer cannot do the masking.
+        ConfigError: the tokenizer cannot do the masking, or the identities are too few.
     """
     return pipeline.train_batches(
         split,
@@ -108,34 +137,88 @@ def build_batches(
             buckets=config.text.buckets,
             mlm_probability=config.mlm.probability,
             whole_word=config.mlm.whole_word,
+            padding=config.image.padding,
+            pool=config.image.pool,
+            erase=config.image.erase,
+            fill=tuple(round(255 * mean) for mean in spec.image.mean),
+            text_noise=config.text.noise,
+            text_noise_probability=config.text.noise_probability,
         ),
         batch_size=config.batch_size,
         seed=config.seed,
+        instances=config.instances,
+        epoch=epoch,
         quarantine=config.on_bad_record == "quarantine",
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def check(config: schema.Pretrain, resumed: epath.PathLike | None) -> None:
-    """Raises whatever `pretrain` would raise before its first step, and writes nothing.
+def open_data(config: schema.Train) -> tuple[builders.Split, np.ndarray | None]:
+    """Returns the training split of all of a configuration's data sets, and the pairs of an epoch.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    parts = [builders.open_split(directory, "train") for directory in config.data]
+    epoch = builders.repeated(parts, config.repeats) if config.repeats else None
+    return builders.join(parts), epoch
+
+
+def open_evaluation(config: schema.Train) -> builders.Split | None:
+    """Returns the split on which checkpoints are compared, of the first data set; None without.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    if not config.evaluate:
+        return None
+    split = "test" if config.paper_protocol else "val"
+    return builders.open_split(config.data[0], split)
+
+
+def check(config: schema.Train, resumed: epath.PathLike | None) -> None:
+    """Raises whatever `train` would raise before its first step, and writes nothing.
 
     `resumed` is the work directory of a run that is to go on.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require_divisible(config.batch_size, mesh)
-    split = builders.open_split(config.data, "train")
+    split, epoch = open_data(config)
+    open_evaluation(config)
     tokenizer = tokenization.load(config.text.tokenizer)
-    build_batches(config, split, tokenizer)
-    spec = build_spec(config, tokenizer.vocab_size)
+    spec = _spec(config, tokenizer, split)
+    build_batches(config, split, tokenizer, spec, epoch)
     if resumed is None or not is_begun(resumed):
-        initial.start_from(
-            spec, tokenizer.vocabulary, image=config.init.image, text=config.init.text
-        )
+        start_from(config, spec, tokenizer)
 
 
-def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> None:
-    """Pre-trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
+def _spec(
+    config: schema.Train, tokenizer: tokenization.Tokenizer, split: builders.Split
+) -> DualEncoderSpec:
+    return build_spec(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        end_token=tokenizer.end,
+        identities=split.identity_count,
+    )
+
+
+def start_from(
+    config: schema.Train, spec: DualEncoderSpec, tokenizer: tokenization.Tokenizer
+) -> tuple[DualEncoderSpec, Mapping[str, Any]]:
+    """Returns what `initial.start_from` returns for a configuration."""
+    return initial.start_from(
+        spec,
+        tokenizer.vocabulary,
+        whole=config.init,
+        image=config.init_image,
+        text=config.init_text,
+    )
+
+
+def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
+    """Trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
 
     With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one.
 
@@ -149,26 +232,28 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
     workdir = epath.Path(workdir)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require_divisible(config.batch_size, mesh)
-    split = builders.open_split(config.data, "train")
+    (split, epoch), compared = open_data(config), open_evaluation(config)
     tokenizer = tokenization.load(config.text.tokenizer)
-    spec = build_spec(config, tokenizer.vocab_size)
+    spec = _spec(config, tokenizer, split)
     goes_on = resume and is_begun(workdir)
     if goes_on:
         spec, weights = model_file.read(workdir).spec, {}
     else:
-        spec, weights = initial.start_from(
-            spec, tokenizer.vocabulary, image=config.init.image, text=config.init.text
-        )
-        log_origins(spec, weights, config.init)
+        spec, weights = start_from(config, spec, tokenizer)
+        log_origins(config, spec, weights)
     model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))
-    dataset = build_batches(config, split, tokenizer)
-    pairs = len(split.pairs[0])
+    dataset = build_batches(config, split, tokenizer, spec, epoch)
+    pairs = len(split.pairs[0] if epoch is None else epoch)
     steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
-    adamw, train_step = build_step(config, model, steps)
+    transform, train_step = build_step(config, model, steps)
     example = specs.abstract_batch(spec, config.batch_size)
-    train_state, shardings = state.create(model, example, adamw, seed=config.seed, mesh=mesh)
-    train_state = train_state.replace(params=initial.put(train_state.params, weights))
-    del weights  # They would lie in memory until the run ends.
+    train_state, shardings = state.create(
+        model, example, transform, seed=config.seed, mesh=mesh, ema=config.ema
+    )
+    params = initial.put(train_state.params, weights)
+    average = jax.tree.map(jnp.copy, params) if config.ema else None
+    train_state = train_state.replace(params=params, average=average)
+    del weights, params, average  # They would lie in memory until the run ends.
     log.info(
         "%d devices as %s; %s parameters; %d pairs, batch %d, %d steps",
         mesh.size,
@@ -209,6 +294,7 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
                 image_of=lambda pair: split.images[split.pairs[0][pair]]["path"],
                 data_identity=data_identity,
                 config=schema.to_dict(config),
+                score=None if compared is None else _scorer(config, model, compared, tokenizer),
             )
     if jax.process_index() == 0:
         rows = metrics.read(workdir)
@@ -217,13 +303,40 @@ def pretrain(config: schema.Pretrain, workdir: epath.PathLike, resume: bool) -> 
         print(f"loss curve: {workdir / 'loss.png'}")
 
 
-def log_origins(spec: DualEncoderSpec, weights: Mapping[str, Any], origin: schema.Init) -> None:
-    """Says of each part whether it starts from other weights or at random."""
-    parts = {"image_encoder": origin.image, "text_encoder": origin.text}
-    if spec.mlm:
-        parts["mlm_head"] = origin.text
-    for part, name in parts.items():
-        log.info("%s starts %s", part, f"from {name}" if part in weights else "at random")
+def _scorer(
+    config: schema.Train,
+    model: DualEncoder,
+    split: builders.Split,
+    tokenizer: tokenization.Tokenizer,
+) -> loop.Score:
+    """Returns what measures parameters on a split, by all of the model's features together."""
+
+    def score(params: Any) -> metrics.Row:
+        found = features.extract(
+            model,
+            params,
+            split,
+            tokenizer,
+            text_length=config.text.length,
+            batch_size=config.batch_size,
+            quarantine=config.on_bad_record == "quarantine",
+        )
+        text, image = (
+            features.concatenated(list(side.values())) for side in (found.text, found.image)
+        )
+        owners = split.identities[split.pairs[0][found.pairs]]
+        ranking = retrieval.rank_features(text, image, owners, split.identities[found.images])
+        return {f"{split.name}/{name}": value for name, value in ranking.metrics().items()}
+
+    return score
+
+
+def log_origins(config: schema.Train, spec: DualEncoderSpec, weights: Mapping[str, Any]) -> None:
+    """Says of each part of the model whether it starts from other weights or at random."""
+    for part in specs.abstract_params(spec):
+        side = config.init_image if part.startswith("image") else config.init_text
+        origin = f"from {config.init or side}" if part in weights else "at random"
+        log.info("%s starts %s", part, origin)
 
 
 def _require_same_data(

@@ -22,6 +22,7 @@ class TrainState:
         step: int32[], the number of optimizer steps taken.
         params: the model's parameters, float32.
         opt_state: the optimizer's state.
+        average: the parameters' exponential moving average, or None without one.
         key: the run's typed random key; never split: a step draws from streams that are folded out
             of it by name and step.
 
@@ -31,15 +32,32 @@ class TrainState:
     step: Any
     params: Any
     opt_state: Any
+    average: Any
     key: Any
 
     def apply_gradients(
-        self, gradients: Any, optimizer: optax.GradientTransformation
+        self, gradients: Any, optimizer: optax.GradientTransformation, ema: float = 0.0
     ) -> "TrainState":
-        """Returns the state one optimizer step later."""
+        """Returns the state one optimizer step later; `ema` in [0, 1) is the average's decay.
+
+        The average of the first steps is that of fewer parameters: its decay at step t is at most
+        (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage.
+        """
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
-        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
+        step = self.step + 1
+        decay = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+        average = jax.tree.map(
+            lambda old, new: decay * old + (1.0 - decay) * new,
+            self.average,
+            params if self.average is not None else None,
+        )
+        return self.replace(step=step, params=params, opt_state=opt_state, average=average)
+
+    @property
+    def chosen(self) -> Any:
+        """The parameters to evaluate and to keep: the average, if there is one."""
+        return self.params if self.average is None else self.average
 
 
 def create(
@@ -49,10 +67,12 @@ def create(
     *,
     seed: int,
     mesh: Mesh,
+    ema: float = 0.0,
 ) -> tuple[TrainState, TrainState]:
     """Initialises a state, each array straight onto its devices.
 
-    `example` is a batch that the model's `__call__` takes, of arrays or of shapes and types alone.
+    `example` is a batch that the model's `__call__` takes, of arrays or of shapes and types alone;
+    with `ema` above 0 the state has an average.
 
     Returns:
         The state and, of the same structure, its shardings.
@@ -66,6 +86,7 @@ def create(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
+            average=jax.tree.map(jnp.copy, params) if ema else None,
             key=key,
         )
 

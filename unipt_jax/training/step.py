@@ -22,11 +22,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     accumulate: int = 1,
+    ema: float = 0.0,
 ) -> TrainStep:
     """Returns the pure `(state, batch) -> (state, metrics)`; `training.loop` jits it once.
 
     With `accumulate` n the batch is encoded in n parts, one after another, with the loss and
-    gradients of the whole batch all the same (only dropout draws differently).
+    gradients of the whole batch all the same (only dropout draws differently). `ema` is the decay
+    of the parameters' moving average, see `TrainState`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -39,7 +41,7 @@ def make_train_step(
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        return state.apply_gradients(gradients, optimizer), metrics
+        return state.apply_gradients(gradients, optimizer, ema), metrics
 
     return train_step
 
@@ -50,7 +52,7 @@ def whole_gradients(
     """Returns the gradient of the objective, and its metrics, in one pass."""
 
     def loss(params: Any) -> tuple[Array, Metrics]:
-        return objective.loss(objective.features(params, batch, key), batch)
+        return objective.loss(objective.features(params, batch, key), batch, _loss_key(key))
 
     return jax.grad(loss, has_aux=True)(params)
 
@@ -78,7 +80,7 @@ def parted_gradients(
     encode = lambda params, part: objective.features(params, *part)  # noqa: E731
     features = jax.lax.map(lambda part: encode(params, part), (split_batch, keys))
     cotangents, metrics = jax.grad(objective.loss, has_aux=True)(
-        jax.tree.map(join, features), batch
+        jax.tree.map(join, features), batch, _loss_key(key)
     )
 
     def add(total: Any, inputs: tuple[Any, Any]) -> tuple[Any, None]:
@@ -89,3 +91,7 @@ def parted_gradients(
     zeros = jax.tree.map(jnp.zeros_like, params)
     gradients, _ = jax.lax.scan(add, zeros, ((split_batch, keys), jax.tree.map(split, cotangents)))
     return gradients, metrics
+
+
+def _loss_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    return random.stream(key, "loss", 0)

@@ -55,8 +55,9 @@ def cloth(person: Person, traits: Mapping[str, float], part: str) -> Cloth:
 class Top:
     """Cut of an upper garment.
 
-    `hem` is body heights below the hip, `sleeve` the covered share of the arm, the others are
-    factors on the body. Marks: `t` is 0 at the neck and 1 at the hem, `phi` 0 in front.
+    `hem` is body heights below the hip, `sleeve` the covered share of the arm, `cuff` a fill as of
+    marks, the others are factors on the body. Marks: `t` is 0 at the neck and 1 at the hem, `phi` 0
+    in front.
     """
 
     hem: float
@@ -64,59 +65,62 @@ class Top:
     flare: float
     sleeve: float
     sleeve_width: float
+    cuff: str | float
     marks: tuple[Mark, ...]
 
 
 _BACK = np.pi
 _TOPS: Mapping[str, Top] = {
-    "t-shirt": Top(0.015, 1.06, 1.02, 0.42, 1.5, (
+    "t-shirt": Top(0.015, 1.06, 1.02, 0.42, 1.5, 0.3, (
         patch("skin", (0, -0.9), (0, 0.9), (0.17, 0.35), (0.17, -0.35)),
     )),
-    "shirt": Top(0.035, 1.1, 1.08, 1.0, 1.2, (
-        strip(0.22, (0.1, 0), (1, 0), 0.2),
+    "shirt": Top(0.06, 1.06, 1.12, 1.0, 1.15, "collar", (
+        strip(0.4, (0.1, 0), (1, 0), 0.22),
         *(strip("button", (t, 0), (t + 0.03, 0), 0.12) for t in (0.2, 0.34, 0.48, 0.62, 0.76, 0.9)),
-        patch(0.2, (0.27, 0.4), (0.27, 0.95), (0.4, 0.9), (0.4, 0.4)),
+        patch(0.35, (0.27, 0.4), (0.27, 0.95), (0.4, 0.9), (0.4, 0.4)),
+        ring(0.45, 0.2, 0.22),
+        strip(0.45, (0.2, _BACK), (1, _BACK), 0.12),
         patch("collar", (0, 0), (0, 1.4), (0.1, 1.1), (0.17, 0.3), mirrored=True),
-        ring("collar", 0, 0.05),
+        ring("collar", 0, 0.07),
         patch("skin", (0, -0.35), (0, 0.35), (0.1, 0)),
     )),
-    "sweater": Top(0.01, 1.1, 0.98, 1.0, 1.25, (
-        *(strip(0.22, (t, phi), (t + 0.12, phi + 0.12), 0.14)
+    "sweater": Top(0.01, 1.14, 0.98, 1.0, 1.35, 0.45, (
+        *(strip(0.38, (t, phi), (t + 0.12, phi + 0.12), 0.15)
           for t in (0.2, 0.38, 0.56, 0.74) for phi in np.arange(-2.8, 3.1, 0.5).tolist()),
-        ring(0.3, 0, 0.07),
-        ring(0.3, 0.93, 1),
+        ring(0.45, 0, 0.07),
+        ring(0.45, 0.9, 1),
     )),
-    "hoodie": Top(0.02, 1.2, 1.02, 1.0, 1.45, (
-        patch(0.3, (0.62, -0.5), (0.62, 0.5), (0.9, 0.95), (0.9, -0.95)),
+    "hoodie": Top(0.02, 1.2, 1.02, 1.0, 1.45, 0.3, (
+        patch(0.45, (0.62, -0.5), (0.62, 0.5), (0.9, 0.95), (0.9, -0.95)),
         patch(0.0, (0.65, -0.42), (0.65, 0.42), (0.88, 0.8), (0.88, -0.8)),
-        strip("button", (0.12, 0.16), (0.36, 0.2), 0.09, mirrored=True),
+        strip("button", (0.12, 0.16), (0.4, 0.2), 0.12, mirrored=True),
         ring(0.3, 0.93, 1),
-        patch(0.35, (0, -1.5), (0, 1.5), (0.1, 0.9), (0.15, 0), (0.1, -0.9)),
+        patch(0.45, (0, -1.5), (0, 1.5), (0.1, 0.9), (0.15, 0), (0.1, -0.9)),
         patch("skin", (0, -0.5), (0, 0.5), (0.08, 0)),
     )),
-    "jacket": Top(0.0, 1.16, 0.98, 1.0, 1.4, (
+    "jacket": Top(0.0, 1.22, 0.92, 1.0, 1.45, 0.6, (
         ring("sleeves", 0.08, 0.26),
-        ring(0.3, 0, 0.09),
-        strip("zip", (0, 0), (1, 0), 0.13),
-        strip(0.45, (0.6, 0.8), (0.82, 1.05), 0.14, mirrored=True),
-        ring(0.4, 0.9, 1),
+        ring(0.6, 0, 0.09),
+        strip("zip", (0, 0), (1, 0), 0.16),
+        strip(0.5, (0.6, 0.8), (0.82, 1.05), 0.16, mirrored=True),
+        ring(0.6, 0.87, 1),
     )),
-    "suit jacket": Top(0.06, 1.14, 1.08, 1.0, 1.25, (
-        patch("blouse", (0, -0.8), (0, 0.8), (0.52, 0)),
+    "suit jacket": Top(0.08, 1.14, 1.1, 1.0, 1.25, "blouse", (
+        patch("blouse", (0, -0.9), (0, 0.9), (0.54, 0)),
         strip("tie", (0.04, 0), (0.48, 0), 0.22),
-        patch(0.3, (0, 0.75), (0, 1.25), (0.22, 1.0), (0.52, 0.02), mirrored=True),
+        patch(0.4, (0, 0.85), (0, 1.35), (0.22, 1.1), (0.54, 0.02), mirrored=True),
         strip(0.5, (0.52, 0), (1, 0.1), 0.09),
         *(strip(0.7, (t, 0.08), (t + 0.035, 0.08), 0.14) for t in (0.58, 0.7)),
-        strip(0.55, (0.68, _BACK), (1, _BACK), 0.12),
-        patch("blouse", (0, 2.4), (0, 3.9), (0.045, 3.8), (0.045, 2.5)),
+        strip(0.6, (0.62, _BACK), (1, _BACK), 0.16),
+        patch("blouse", (0, 2.2), (0, 4.1), (0.06, 4.0), (0.06, 2.3)),
     )),
-    "down jacket": Top(0.03, 1.42, 0.98, 1.0, 1.9, (
+    "down jacket": Top(0.03, 1.42, 0.98, 1.0, 1.9, 0.3, (
         *(ring(0.5, t, t + 0.028) for t in (0.16, 0.32, 0.47, 0.63, 0.78, 0.94)),
         *(ring((255, 255, 255, 60), t, t + 0.045, 1.2) for t in (0.2, 0.36, 0.52, 0.67, 0.83)),
         ring(0.25, 0, 0.11),
         strip(0.6, (0, 0), (1, 0), 0.07),
     )),
-    "wind coat": Top(0.25, 1.16, 1.3, 1.0, 1.35, (
+    "wind coat": Top(0.25, 1.16, 1.3, 1.0, 1.35, 0.3, (
         patch(0.32, (0, 0.1), (0, 1.4), (0.13, 1.2), (0.24, 0.1), mirrored=True),
         *(strip(0.6, (t, 0.4), (t + 0.025, 0.4), 0.18, mirrored=True) for t in (0.3, 0.4, 0.56)),
         strip(0.5, (0.2, 0), (1, 0), 0.08),
@@ -124,7 +128,7 @@ _TOPS: Mapping[str, Top] = {
         ring("belt", 0.46, 0.51),
         ring(0.32, 0.97, 1),
     )),
-    "sleeveless tank top": Top(0.0, 0.96, 1.02, 0.0, 1.0, tuple(
+    "sleeveless tank top": Top(0.0, 0.96, 1.02, 0.0, 1.0, 0.3, tuple(
         mark
         for middle in (0, _BACK)
         for mark in (
@@ -145,7 +149,7 @@ def _palette(outfit: Outfit) -> Mapping[str, Fill]:
     return {
         "skin": outfit.skin,
         "button": distinct([_PAPER, _INK], 0.0, color),
-        "collar": distinct([_PAPER], 0.0, color) if traits["trim"] < 0.3 else tone(color, 0.28),
+        "collar": distinct([_PAPER], 0.0, color) if traits["trim"] < 0.3 else tone(color, 0.45),
         "zip": distinct([_METAL, _INK], 0.0, color),
         "sleeves": _sleeves(outfit),
         "blouse": blouse,
@@ -157,7 +161,7 @@ def _palette(outfit: Outfit) -> Mapping[str, Fill]:
 def _sleeves(outfit: Outfit) -> Cloth:
     """Returns the sleeves' stuff: some jackets have shoulders and sleeves of another colour."""
     is_jacket = outfit.person.upper_garment == "jacket"
-    other = is_jacket and outfit.traits["sleeve"] < 0.3
+    other = is_jacket and outfit.traits["sleeve"] < 0.5
     return Cloth(outfit.upper.second) if other else outfit.upper
 
 
@@ -168,6 +172,8 @@ def draw_upper(sketch: Sketch, outfit: Outfit) -> Solid:
     sketch.mark(trunk, top.marks, outfit.upper.color, _palette(outfit))
     if outfit.person.upper_garment == "hoodie":
         _draw_hood(sketch, outfit)
+    if outfit.person.upper_garment == "sweater":
+        _draw_roll_collar(sketch, outfit)
     _crumple(sketch, trunk, outfit)
     for arm in outfit.pose.arms.values():
         _draw_arm(sketch, outfit, top, arm)
@@ -202,9 +208,17 @@ def _draw_trunk(sketch: Sketch, outfit: Outfit, top: Top) -> Solid:
 
 def _draw_hood(sketch: Sketch, outfit: Outfit) -> None:
     y = outfit.build.shoulder + np.array([0.05, 0.02, -0.11])
-    widths = outfit.build.shoulder_width * np.array([0.6, 0.75, 0.3])
-    centers = outfit.pose.spine(y, [-0.02, -0.05, -0.07])
-    sketch.solid(centers, widths, [0.055, 0.05, 0.03], outfit.upper, TRUNK_LAYER + 0.005)
+    widths = outfit.build.shoulder_width * np.array([0.7, 0.85, 0.4])
+    centers = outfit.pose.spine(y, [-0.025, -0.06, -0.08])
+    color = tone(outfit.upper.color, 0.25)
+    sketch.solid(centers, widths, [0.065, 0.06, 0.035], color, TRUNK_LAYER + 0.005)
+
+
+def _draw_roll_collar(sketch: Sketch, outfit: Outfit) -> None:
+    y = outfit.build.shoulder + np.array([0.072, 0.045, 0.025])
+    widths = outfit.build.shoulder_width * np.array([0.36, 0.42, 0.46])
+    color = tone(outfit.upper.color, 0.45)
+    sketch.solid(outfit.pose.spine(y), widths, [0.038, 0.042, 0.045], color, TRUNK_LAYER + 0.005)
 
 
 def _crumple(sketch: Sketch, trunk: Solid, outfit: Outfit) -> None:
@@ -231,7 +245,9 @@ def _draw_arm(sketch: Sketch, outfit: Outfit, top: Top, arm: np.ndarray) -> None
         share = 0.4 if can_roll and outfit.traits["sleeve"] < 0.2 else 0.88
         end, cuff = (elbow + part * share * (hand - elbow) for part in (1, 0.86))
         sketch.limb([shoulder, elbow, end], wide, sleeves, ARMS_LAYER, arm, is_open=True)
-        sketch.limb([cuff, end], wide[[2, 2]], tone(sleeves.color, 0.3), ARMS_LAYER, arm)
+        is_named = isinstance(top.cuff, str)
+        fill = _palette(outfit)[top.cuff] if is_named else tone(sleeves.color, top.cuff)
+        sketch.limb([cuff, end], 1.05 * wide[[2, 2]], fill, ARMS_LAYER, arm)
 
 
 # ------------------------------------------------------------------------------ lower clothes

@@ -1,0 +1,90 @@
+"""The loop: what is measured at checkpoints, written down, and kept."""
+
+import grain
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from tests.training import micro
+from unipt_jax.core import trees
+from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.data.pipeline import Batches
+from unipt_jax.training import loop, metrics, state
+from unipt_jax.training.checkpoints import Checkpoints
+
+R1 = {2: 30.0, 4: 50.0, 6: 50.0, 8: 40.0}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Eight steps, with and without a score: the directories, and what was measured by step."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    net, optimizer, train_step = micro.parts(ema=0.5)
+    example = put_batch(micro.batch(8), mesh)
+    seen = {}
+
+    def score(params):
+        step = 2 * len(seen) + 2
+        seen[step] = jax.device_get(params)
+        return {"val/R1": R1[step], "val/mAP": -R1[step]}  # Only the first of them decides.
+
+    jitted, directories = None, {}
+    for name in ("scored", "plain"):
+        made, shardings = state.create(net, example, optimizer, seed=0, mesh=mesh, ema=0.5)
+        jitted = jitted or loop.jit_step(train_step, shardings, mesh)
+        directories[name] = epath.Path(tmp_path_factory.mktemp(name))
+        dataset = grain.MapDataset.range(100).map(lambda number: micro.batch(8, int(number)))
+        with (
+            Batches(dataset) as batches,
+            metrics.Writer(directories[name], step=0) as writer,
+            Checkpoints.open(directories[name], keep=1) as checkpoints,
+        ):
+            loop.train(
+                state=made,
+                train_step=jitted,
+                batches=batches,
+                mesh=mesh,
+                steps=8,
+                log_every=4,
+                checkpoint_every=2,
+                checkpoints=checkpoints,
+                writer=writer,
+                quarantine=directories[name] / "quarantine.jsonl",
+                image_of=str,
+                data_identity={},
+                config={},
+                score=score if name == "scored" else None,
+            )
+    return directories, seen
+
+
+def test_a_checkpoint_with_a_score_is_a_row(trained):
+    """Also where none was due, every fourth step; without a score the rows are those alone."""
+    directories, _ = trained
+    scored, plain = (metrics.read(directories[name]) for name in ("scored", "plain"))
+    assert {row["step"]: row["val/R1"] for row in scored} == R1
+    assert all(row["val/mAP"] == -row["val/R1"] for row in scored)
+    assert [row["step"] for row in plain] == [4, 8]
+    assert not any(name.startswith("val/") for row in plain for name in row)
+    # Measuring changes nothing in the training.
+    assert {row["step"]: row["loss"] for row in scored if row["step"] in (4, 8)} == {
+        row["step"]: row["loss"] for row in plain
+    }
+
+
+def test_the_average_is_measured_and_the_best_one_kept(trained):
+    """Step 6, the later of the two best; the latest is there to go on from."""
+    directories, seen = trained
+    kept = sorted(int(path.name) for path in (directories["scored"] / "checkpoints").iterdir())
+    assert kept == [6, 8]
+    with Checkpoints.open_read_only(directories["scored"]) as checkpoints:
+        assert checkpoints.score(6) == 50.0
+        stored = checkpoints.manager.restore(8)["state"]
+        best = trees.flatten(checkpoints.restore_params())
+    for path, leaf in trees.flatten(stored["average"]).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(seen[8])[path])
+        np.testing.assert_array_equal(best[path], trees.flatten(seen[6])[path])
+    kernel = "image_head/projection/kernel"
+    assert np.abs(trees.flatten(stored["params"])[kernel] - trees.flatten(seen[8])[kernel]).max()
+    assert [p.name for p in (directories["plain"] / "checkpoints").iterdir()] == ["8"]
