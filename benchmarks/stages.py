@@ -45,7 +45,7 @@ def commands(workdir: Path, seed: int) -> list[list[str]]:
         place = f"--workdir={workdir / out}"
         return [sys.executable, f"launch/{script}.py", config, *values, place, "--overwrite"]
 
-    at = {name: workdir / name for name in ("data", "drawn", "captions", "pretrain", *STAGES)}
+    at = {name: workdir / name for name in ("data", "drawn", "captions", *STAGES)}
     tuned = {"data": f"{at['data']},{at['drawn']}", "seed": seed}
     # A step of no length: what it leaves are the weights that training starts from.
     still = {"init": "", "init_image": "", "steps": 1, "optimizer__learning_rate": 1e-30}

@@ -27,7 +27,8 @@ def read(config: schema.Prepare) -> tuple[list, list, Callable]:
 
 def check(config: schema.Prepare, resumed: epath.PathLike | None) -> None:
     """Raises what is wrong with the annotation file as a whole or with the tokenizer."""
-    read(config)
+    if config.dataset != "drawn":
+        read(config)
     if config.tokenizer:
         tokenization.load(config.tokenizer)
 

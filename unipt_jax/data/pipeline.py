@@ -135,6 +135,8 @@ class LoadPair:
 
     def _augment(self, image: np.ndarray, position: int) -> np.ndarray:
         how = self.preprocess
+        if not (how.padding or how.pool or how.erase):
+            return image
         rng = host_generator(self.seed, "augmentation", position)
         image = transforms.pad_and_crop(image, how.padding, how.fill, rng)
         image = transforms.random_pool(image, how.pool, how.fill, rng)

@@ -224,7 +224,9 @@ def _fault(split: Split, number: int) -> str:
     return f"{split.name} image {number} could not be read a moment ago"
 
 
-def _encoder(model: DualEncoder, side: str, inputs: Sequence[str], mesh: Mesh) -> Encode:
+# A run measures the same model at each of its checkpoints: compiled once a side.
+@functools.lru_cache(maxsize=2)
+def _encoder(model: DualEncoder, side: str, inputs: tuple[str, ...], mesh: Mesh) -> Encode:
     """Jits one side's features of batches that lie split over the devices; they come back whole.
 
     So does what else is in the batch: each process knows its own rows' alone.

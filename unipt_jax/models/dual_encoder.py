@@ -156,20 +156,18 @@ class DualEncoder(nn.Module):
         tokens = self.text_encoder(text, text_mask, train=train)
         return self.text_head(tokens, self._text_pooling(text, text_mask))
 
-    def image_features(
-        self, images: UInt8[Array, "B H W 3"], *, train: bool = False
-    ) -> dict[str, Float[Array, "B F"]]:
+    def image_features(self, images: UInt8[Array, "B H W 3"]) -> dict[str, Float[Array, "B F"]]:
         """Returns every feature by which images compare with texts, by name (`spec.features`).
 
         "global" is `encode_image`; all are float32 and not normalised.
         """
-        return self._image(images, train)[0]
+        return self._image(images, train=False)[0]
 
     def text_features(
-        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], *, train: bool = False
+        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]
     ) -> dict[str, Float[Array, "B F"]]:
         """Returns the features of the same names for texts; "global" is `encode_text`."""
-        return self._text(*self._text_tokens(text, text_mask, train), text, text_mask)
+        return self._text(*self._text_tokens(text, text_mask, train=False), text, text_mask)
 
     def __call__(
         self, batch: Mapping[str, Array], *, train: bool, reads_masked: bool = False

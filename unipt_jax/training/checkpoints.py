@@ -86,9 +86,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Returns the complete step of the highest score, the latest of equals, or None."""
-        scores = {step: self.score(step) for step in sorted(self.manager.all_steps(), reverse=True)}
-        scored = {step: score for step, score in scores.items() if score is not None}
-        return max(scored, key=scored.__getitem__, default=None)
+        return self.manager.best_step()
 
     def score(self, step: int) -> float | None:
         """Returns the score with which a step was saved, if it had one."""

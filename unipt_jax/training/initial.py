@@ -91,29 +91,28 @@ def start_from(
             tokens of a text other ids.
     """
     params: dict[str, Any] = {}
-    names = {"image": ("init", whole) if whole else ("init_image", image)}
-    names["text"] = ("init", whole) if whole else ("init_text", text)
-    fields = {origin: field for field, origin in names.values() if origin}
-    sources = {origin: _read(origin, field) for origin, field in fields.items()}
+    image_field, text_field = ("init", "init") if whole else ("init_image", "init_text")
+    image, text = (whole, whole) if whole else (image, text)
+    # One source of both is read once.
+    fields = {image: image_field, text: text_field}
+    sources = {origin: _read(origin, field) for origin, field in fields.items() if origin}
     if whole:
         found = sources[whole].spec
         _require_heads(found, spec, whole)
         mean, std = found.image.mean, found.image.std
         spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, mean=mean, std=std))
-    field, origin = names["image"]
-    if origin:
-        found = _require(sources[origin].spec, VisionSpec, "image", field, origin)
-        adopted = _adopt(spec.image, found, "image", field, origin)
+    if image:
+        found = _require(sources[image].spec, VisionSpec, "image", image_field, image)
+        adopted = _adopt(spec.image, found, "image", image_field, image)
         params["image_encoder"] = resize(
-            sources[origin].params["image_encoder"], found, adopted.image_size
+            sources[image].params["image_encoder"], found, adopted.image_size
         )
         spec = dataclasses.replace(spec, image=adopted)
-    field, origin = names["text"]
-    if origin:
-        found = _require(sources[origin].spec, type(spec.text), "text", field, origin)
-        spec = dataclasses.replace(spec, text=_adopt(spec.text, found, "text", field, origin))
-        _require_vocabulary(sources[origin].vocabulary, vocabulary, field, origin)
-        params["text_encoder"] = sources[origin].params["text_encoder"]
+    if text:
+        found = _require(sources[text].spec, type(spec.text), "text", text_field, text)
+        spec = dataclasses.replace(spec, text=_adopt(spec.text, found, "text", text_field, text))
+        _require_vocabulary(sources[text].vocabulary, vocabulary, text_field, text)
+        params["text_encoder"] = sources[text].params["text_encoder"]
     if whole:
         params |= _same_parts(spec, sources[whole])
     elif text and spec.mlm and not spec.cross_modal and "mlm_head" in sources[text].params:
