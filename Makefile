@@ -22,8 +22,9 @@ $(STAMP): pyproject.toml
 demo: install
 	$(BIN)/python benchmarks/stages.py --workdir=runs/demo --seeds 0
 
+# A process a core, which takes work from the others when it has none; each needs some 4 GB.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -29,6 +29,13 @@ STAGES = {
     "finetune": "pre-trained and fine-tuned",
 }
 METRICS = {"Rank-1": "R1", "mAP": "mAP"}
+# No hub; and glibc keeps the memory that each step asks for and gives back, in large pages: on CPUs
+# a step is a third faster. Other C libraries do not read it.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
+    ":glibc.malloc.trim_threshold=34359738368",
+}
 
 
 def evaluation(name: str) -> str:
@@ -78,9 +85,10 @@ def run(workdir: Path, seed: int) -> dict[str, dict]:
     Raises:
         SystemExit: a command failed; it has said why.
     """
+    cache = {"JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute())}
     for command in commands(workdir, seed):
         print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
-        code = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode
+        code = subprocess.run(command, env=os.environ | ENVIRONMENT | cache).returncode
         if code:
             raise SystemExit(code)
     return {

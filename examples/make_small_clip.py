@@ -1,14 +1,19 @@
-"""Trains `examples/small_clip` on drawn pedestrians alone, without a download.
+r"""Trains `examples/small_clip` on drawn pedestrians alone, without a download.
 
 For each of the attributes it must find the right prompt among all of the set's. Everything follows
 from the seed; on 2 CPU cores a step takes half a second, and the drawings five minutes. Attributes
 that show in few pixels are learnt late: `--start=DIR` goes on from what an earlier call has made,
-with a new rise and fall of the learning rate. The weights in `examples/small_clip` are of these two
-calls, of which the first saw garments with fainter marks, and the second was interrupted: 2,000
-steps on the way from 0.002 to 0, then 2,500 from 0.0014 to 0.
+with a new rise and fall of the learning rate, and another `--seed` with pedestrians not seen
+before. `--average` writes the mean of the weights that it started from and ended with, which is
+better than either (Izmailov et al., UAI 2018). The weights in `examples/small_clip` are of four
+calls: the first below, whose garments had fainter marks; an interrupted one, 2,000 steps on the way
+from 0.002 to 0, then 2,500 from 0.0014 to 0; and the last two.
 
-Usage: python examples/make_small_clip.py --directory=DIR [--steps=10000]
-       python examples/make_small_clip.py --directory=DIR --start=DIR --rate=0.002 --steps=4500
+Usage: python examples/make_small_clip.py --directory=DIR
+       python examples/make_small_clip.py --directory=DIR --start=DIR --seed=2 --pool=100000 \
+           --rate=0.002 --steps=4500
+       python examples/make_small_clip.py --directory=DIR --start=DIR --seed=3 --pool=64000 \
+           --rate=0.0016 --steps=2200 --average
 """
 
 import argparse
@@ -38,7 +43,7 @@ from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.models.heads import unit_rows
 from unipt_jax.training import optimizer
 
-SIDE, TEXT_LENGTH, SEED = 112, 32, 0
+SIDE, TEXT_LENGTH = 112, 32
 MARGIN = 6  # pixels
 UNKNOWN = -1  # Who rides neither stands nor walks: of this there is nothing to learn.
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -112,13 +117,13 @@ def make_spec(tokenizer: tokenization.Tokenizer) -> DualEncoderSpec:
     )
 
 
-def draw(index: int) -> tuple[np.ndarray, dict[str, str]]:
+def draw(seed: int, index: int) -> tuple[np.ndarray, dict[str, str]]:
     """Returns a drawn pedestrian and its labels."""
-    image, person = synthetic.example(SEED, index, SIDE, SIDE)
+    image, person = synthetic.example(seed, index, SIDE, SIDE)
     return image, synthetic.labels(person)
 
 
-def draw_pool(sets, size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_pool(sets, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `size` pedestrians: images, and each set's right prompt (its negative is the last)."""
     places = [{label: place for place, label in enumerate(each.phrases)} for each in sets.values()]
     for place, each in zip(places, sets.values(), strict=True):
@@ -127,7 +132,8 @@ def draw_pool(sets, size: int) -> tuple[np.ndarray, np.ndarray]:
     places[list(sets).index("action")]["riding"] = UNKNOWN
     images, answers = np.empty((size, SIDE, SIDE, 3), np.uint8), np.empty((size, len(sets)), int)
     with concurrent.futures.ProcessPoolExecutor() as pool:
-        for index, (image, labels) in enumerate(pool.map(draw, range(size), chunksize=64)):
+        drawn = pool.map(functools.partial(draw, seed), range(size), chunksize=64)
+        for index, (image, labels) in enumerate(drawn):
             images[index] = image
             answers[index] = [place[labels[name]] for name, place in zip(sets, places, strict=True)]
     return images, answers
@@ -180,12 +186,12 @@ def enlarge(path: str, leaf: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return leaf
 
 
-def initialise(model: DualEncoder):
+def initialise(model: DualEncoder, seed: int):
     """Returns the parameters that the first call starts from."""
     batch = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), specs.abstract_batch(model.spec, 1)
     )
-    key = stream(jax.random.key(SEED), "params", 0)
+    key = stream(jax.random.key(seed), "params", 0)
     init = jax.jit(functools.partial(model.init, train=False))
     params = nn.meta.unbox(init(key, batch))["params"]
     grid = model.spec.image.grid
@@ -219,7 +225,9 @@ def loss(params, model, sizes, images, answers, text, text_mask):
     return total
 
 
-def train(model, sets, wrappers, tokenizer, images, answers, *, steps, batch_size, rate, start):
+def train(
+    model, sets, wrappers, tokenizer, images, answers, *, seed, steps, batch_size, rate, start
+):
     """Returns the parameters after `steps` steps from `start`, on batches drawn from the pool."""
     schedule = optimizer.learning_rate_schedule(peak=rate, steps=steps, warmup=0.03, decay="linear")
     muon = optax.contrib.muon(
@@ -259,7 +267,7 @@ def train(model, sets, wrappers, tokenizer, images, answers, *, steps, batch_siz
 
     started = time.time()
     for number in range(steps):
-        rng = host_generator(SEED, "small_clip", number)
+        rng = host_generator(seed, "small_clip", number)
         chosen = rng.choice(len(images), batch_size, replace=False)
         batch = augment(images[chosen], rng)
         text = texts[rng.integers(len(texts))]
@@ -273,11 +281,13 @@ def main() -> None:
     """Draws, trains and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--pool", type=int, default=80_000)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="directory of an earlier call; else at random")
+    parser.add_argument("--average", action="store_true", help="of the weights before and after")
     flags = parser.parse_args()
     words = lexicon.english()
     prompts = [
@@ -292,9 +302,10 @@ def main() -> None:
         tokenizer = make_tokenizer(prompts, flags.directory)
     model = DualEncoder(make_spec(tokenizer))
     started = time.time()
-    images, answers = draw_pool(words.sets, flags.pool)
+    images, answers = draw_pool(words.sets, flags.seed, flags.pool)
     print(f"{flags.pool} pedestrians drawn in {time.time() - started:.0f} s", flush=True)
-    start = unipt_jax.load(flags.start).params if flags.start else initialise(model)
+    start = unipt_jax.load(flags.start).params if flags.start else initialise(model, flags.seed)
+    before = jax.tree.map(np.array, start)  # A copy: training overwrites its own.
     params = train(
         model,
         words.sets,
@@ -302,11 +313,14 @@ def main() -> None:
         tokenizer,
         images,
         answers,
+        seed=flags.seed,
         steps=flags.steps,
         batch_size=flags.batch_size,
         rate=flags.rate,
         start=start,
     )
+    if flags.average:
+        params = jax.tree.map(lambda before, after: (before + after) / 2, before, params)
     exported = pytorch.export(
         flags.directory,
         spec=model.spec,

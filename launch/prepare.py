@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from unipt_jax.captioning import drawn, lexicon
+from unipt_jax.captioning import drawn
 from unipt_jax.config import schema
 from unipt_jax.config.command_line import main
 from unipt_jax.data import annotations, builders, tokenization
@@ -17,7 +17,7 @@ from unipt_jax.data import annotations, builders, tokenization
 def read(config: schema.Prepare) -> tuple[list, list, Callable]:
     """Returns records, problems and what reads an image: annotated ones, or drawn ones."""
     if config.dataset == "drawn":
-        records = drawn.records(lexicon.english(), count=config.count, seed=config.seed)
+        records = drawn.records(count=config.count, seed=config.seed)
         size = {"height": config.height, "width": config.width}
         return records, [], drawn.reader(records, seed=config.seed, **size)
     where = (config.dataset, config.source, config.annotations)

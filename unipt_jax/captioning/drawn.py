@@ -13,17 +13,40 @@ from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
-from unipt_jax.captioning import composer
-from unipt_jax.captioning.lexicon import Lexicon
+from unipt_jax.captioning import composer, lexicon
+from unipt_jax.core.files import read_json
 from unipt_jax.core.random import host_generator
 from unipt_jax.data import synthetic
 from unipt_jax.data.annotations import Record
 
+# How captions call the dark and the light end of a colour, or they only name it.
+_SHADES = {
+    ("dark", "gray"): ["dark {gray}", "charcoal", "{gray}"],
+    ("light", "gray"): ["light {gray}", "pale {gray}", "{gray}"],
+    ("dark", "red"): ["dark red", "deep red", "red"],
+    ("light", "red"): ["bright red", "vivid red", "red"],
+    ("dark", "green"): ["dark green", "deep green", "green"],
+    ("light", "green"): ["light green", "bright green", "green"],
+    ("dark", "blue"): ["dark blue", "navy blue", "navy", "blue"],
+    ("light", "blue"): ["light blue", "light blue", "pale blue", "blue"],
+    ("dark", "purple"): ["dark purple", "purple"],
+    ("light", "purple"): ["light purple", "bright purple", "purple"],
+}
 _AT_ONCE = 2048
 _QUALITY = 95  # Of JPEG, as cameras write.
 
 
-def records(lexicon: Lexicon, *, count: int, seed: int) -> list[Record]:
+@functools.cache
+def english() -> lexicon.Lexicon:
+    """Returns the English lexicon with shades of its colours, which a drawing makes known."""
+    content = read_json(lexicon.ENGLISH)
+    content["parts"]["colors"] += [
+        {"label": f"{shade} {color}", "word": words} for (shade, color), words in _SHADES.items()
+    ]
+    return lexicon.parse(content, "drawn")
+
+
+def records(*, count: int, seed: int) -> list[Record]:
     """Returns `count` records for training, each a person of its own with one caption.
 
     Who rides is passed over: the paper's actions, which the captions say, are those on foot.
@@ -31,12 +54,12 @@ def records(lexicon: Lexicon, *, count: int, seed: int) -> list[Record]:
     drawn = (
         (f"{index:08d}.jpg", choices)
         for index in itertools.count()
-        if (choices := _choices(seed, index))["action"] in lexicon.sets["action"].phrases
+        if (choices := _choices(seed, index))["action"] in english().sets["action"].phrases
     )
     return [
         Record(
             image=image,
-            captions=(composer.compose(lexicon, choices, seed=seed, path=image),),
+            captions=(composer.compose(english(), choices, seed=seed, path=image),),
             identity=f"drawn/{image}",
             split="train",
             position=position,
@@ -68,6 +91,10 @@ def _choices(seed: int, index: int) -> dict[str, str | None]:
     rng = host_generator(seed, "synthetic", index)
     person, view = synthetic.draw_person(rng), synthetic.draw_view(rng)
     labels = synthetic.labels(synthetic.visible(person, view))
+    for part in ("upper", "lower"):
+        shade = synthetic.lightness(person, part)
+        if (shade, getattr(person, f"{part}_color")) in _SHADES:
+            labels[f"{part}_clothes"] = f"{shade} {labels[f'{part}_clothes']}"
     return {name: label or None for name, label in labels.items()}
 
 

@@ -84,12 +84,16 @@ def load(path: epath.PathLike) -> Lexicon:
         DataError: the file cannot be read, or something in it is wrong. All faults of shape (a
             missing or unknown key, a value of another type) are listed, or else all others.
     """
-    content = read_json(path)
+    return parse(read_json(path), str(path))
+
+
+def parse(content: Any, name: str) -> Lexicon:
+    """Returns the lexicon in a file's `content`; errors, those of `load`, start with `name`."""
     faults = list(faults_of_shape(content, LEXICON))
     if not faults:
         lexicon = _read(content, lambda where, what: faults.append(f"{where}: {what}"))
     if faults:
-        raise DataError(f"{path}: {'; '.join(dict.fromkeys(faults))}")
+        raise DataError(f"{name}: {'; '.join(dict.fromkeys(faults))}")
     return lexicon
 
 

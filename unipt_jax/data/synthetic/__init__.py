@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 
 from unipt_jax.core.random import host_generator
 from unipt_jax.data.synthetic import body, clothes, looks, scenery, sketch, things
+from unipt_jax.data.synthetic.looks import lightness
 from unipt_jax.data.synthetic.people import (
     Person,
     View,
@@ -40,6 +41,7 @@ __all__ = [
     "example",
     "figure",
     "labels",
+    "lightness",
     "visible",
 ]
 

@@ -55,6 +55,14 @@ def shade(name: str, hue: float, saturation: float, value: float) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def lightness(person: Person, part: str) -> str:
+    """Returns which third of its colour's range the "upper" or "lower" clothes have.
+
+    "dark", "light", or "" for the third between.
+    """
+    return pick(("dark", "", "light"), traits(person)[f"{part} value"])
+
+
 def pick(options: Sequence[T], where: float) -> T:
     """Returns one of the options, by a number in [0, 1)."""
     return options[int(where * len(options))]
