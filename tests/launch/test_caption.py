@@ -126,12 +126,18 @@ def test_two_thousand_images_survive_ten_kills(clip, tmp_path):
     first = time.monotonic() - started
     assert whole.wait() == 0
     rest, parts = time.monotonic() - started - first, math.ceil(2000 / (8 * 16))
-    # A run is killed while it reads its inputs, writes its first part or is at its second.
-    rng, run, progress = random.Random(0), tmp_path / "run", []
-    for _ in range(10):
+    # By turns a run is killed while it reads its inputs and soon after it has finished a part.
+    rng, run, progress = random.Random(0), tmp_path / "run", [0]
+    for number in range(10):
         resume = ["--resume"] if run.exists() else []
         child = subprocess.Popen(command(*flags(clip, images, run), *resume))
-        time.sleep(first * rng.uniform(0.5, 1.0) + rng.uniform(0, 2 * rest / parts))
+        if number % 2:
+            while len(finished_parts(run)) == progress[-1]:
+                assert child.poll() is None, "it ended without another part"
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, rest / parts))
+        else:
+            time.sleep(first * rng.uniform(0, 0.8))
         assert child.poll() is None, "it was done before it could be killed"
         child.send_signal(signal.SIGKILL)
         child.wait()
