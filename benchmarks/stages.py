@@ -79,16 +79,18 @@ def commands(workdir: Path, seed: int) -> list[list[str]]:
     ]
 
 
-def run(workdir: Path, seed: int) -> dict[str, dict]:
+def run(workdir: Path, seed: int, cache: Path) -> dict[str, dict]:
     """Runs everything in `workdir`; returns each stage's `evaluation.json`.
+
+    Commands share what they compile by `cache`.
 
     Raises:
         SystemExit: a command failed; it has said why.
     """
-    cache = {"JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute())}
+    environment = os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(cache.absolute())}
     for command in commands(workdir, seed):
         print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
-        code = subprocess.run(command, env=os.environ | ENVIRONMENT | cache).returncode
+        code = subprocess.run(command, env=environment).returncode
         if code:
             raise SystemExit(code)
     return {
@@ -128,7 +130,7 @@ def main() -> None:
     for seed in flags.seeds:
         workdir = flags.workdir if single else flags.workdir / f"seed{seed}"
         started = time.time()
-        found.append(run(workdir, seed))
+        found.append(run(workdir, seed, flags.workdir / "compiled"))
         print(f"\n{time.time() - started:.0f} s; report: {workdir / 'evaluation' / 'report.html'}")
     Console().print(table(found))
 

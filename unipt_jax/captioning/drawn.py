@@ -19,19 +19,8 @@ from unipt_jax.core.random import host_generator
 from unipt_jax.data import synthetic
 from unipt_jax.data.annotations import Record
 
-# How captions call the dark and the light end of a colour, or they only name it.
-_SHADES = {
-    ("dark", "gray"): ["dark {gray}", "charcoal", "{gray}"],
-    ("light", "gray"): ["light {gray}", "pale {gray}", "{gray}"],
-    ("dark", "red"): ["dark red", "deep red", "red"],
-    ("light", "red"): ["bright red", "vivid red", "red"],
-    ("dark", "green"): ["dark green", "deep green", "green"],
-    ("light", "green"): ["light green", "bright green", "green"],
-    ("dark", "blue"): ["dark blue", "navy blue", "navy", "blue"],
-    ("light", "blue"): ["light blue", "light blue", "pale blue", "blue"],
-    ("dark", "purple"): ["dark purple", "purple"],
-    ("light", "purple"): ["light purple", "bright purple", "purple"],
-}
+# What captions call the dark and the light end of a colour, if they do not only name it.
+_SHADES = lexicon.ENGLISH.parent / "shades.json"
 _AT_ONCE = 2048
 _QUALITY = 95  # Of JPEG, as cameras write.
 
@@ -40,10 +29,8 @@ _QUALITY = 95  # Of JPEG, as cameras write.
 def english() -> lexicon.Lexicon:
     """Returns the English lexicon with shades of its colours, which a drawing makes known."""
     content = read_json(lexicon.ENGLISH)
-    content["parts"]["colors"] += [
-        {"label": f"{shade} {color}", "word": words} for (shade, color), words in _SHADES.items()
-    ]
-    return lexicon.parse(content, "drawn")
+    content["parts"]["colors"] += read_json(_SHADES)
+    return lexicon.parse(content, str(_SHADES))
 
 
 def records(*, count: int, seed: int) -> list[Record]:
@@ -92,9 +79,10 @@ def _choices(seed: int, index: int) -> dict[str, str | None]:
     person, view = synthetic.draw_person(rng), synthetic.draw_view(rng)
     labels = synthetic.labels(synthetic.visible(person, view))
     for part in ("upper", "lower"):
-        shade = synthetic.lightness(person, part)
-        if (shade, getattr(person, f"{part}_color")) in _SHADES:
-            labels[f"{part}_clothes"] = f"{shade} {labels[f'{part}_clothes']}"
+        name = f"{part}_clothes"
+        shaded = f"{synthetic.lightness(person, part)} {labels[name]}"
+        if shaded in english().sets[name].phrases:
+            labels[name] = shaded
     return {name: label or None for name, label in labels.items()}
 
 
