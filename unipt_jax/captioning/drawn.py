@@ -19,18 +19,34 @@ from unipt_jax.core.random import host_generator
 from unipt_jax.data import synthetic
 from unipt_jax.data.annotations import Record
 
-# What captions call the dark and the light end of a colour, if they do not only name it.
-_SHADES = lexicon.ENGLISH.parent / "shades.json"
+# Words for what a drawing makes known beyond the 14 attributes.
+_DETAILS = lexicon.ENGLISH.parent / "details.json"
 _AT_ONCE = 2048
 _QUALITY = 95  # Of JPEG, as cameras write.
 
 
 @functools.cache
 def english() -> lexicon.Lexicon:
-    """Returns the English lexicon with shades of its colours, which a drawing makes known."""
-    content = read_json(lexicon.ENGLISH)
-    content["parts"]["colors"] += read_json(_SHADES)
-    return lexicon.parse(content, str(_SHADES))
+    """Returns the English lexicon with words for what only a drawing makes known.
+
+    Shades and hair stand in its own sets; each whole template comes once as it is, and once with
+    sentences on shoes and stripes after it.
+    """
+    content, more = read_json(lexicon.ENGLISH), read_json(_DETAILS)
+    content["parts"]["colors"] += more["colors"]
+    content["sets"]["hair"]["phrases"] += more["hair"]
+    content["sets"] |= more["sets"]
+    content["synonyms"] |= more["synonyms"]
+    content["rewrites"] |= more["rewrites"]
+    templates = []
+    for entry in content["templates"]:
+        if isinstance(entry, dict):
+            templates.append(entry | {"leaves_out": [*entry["leaves_out"], *more["sets"]]})
+        else:
+            pieces = entry if isinstance(entry, list) else [entry]
+            templates.append({"text": pieces, "leaves_out": [*more["sets"]]})
+            templates.append([*pieces, *more["sentences"]])
+    return lexicon.parse(content | {"templates": templates}, str(_DETAILS))
 
 
 def records(*, count: int, seed: int) -> list[Record]:
@@ -77,12 +93,12 @@ def _choices(seed: int, index: int) -> dict[str, str | None]:
     """Returns the labels of `synthetic.example`, without drawing it."""
     rng = host_generator(seed, "synthetic", index)
     person, view = synthetic.draw_person(rng), synthetic.draw_view(rng)
-    labels = synthetic.labels(synthetic.visible(person, view))
-    for part in ("upper", "lower"):
-        name = f"{part}_clothes"
-        shaded = f"{synthetic.lightness(person, part)} {labels[name]}"
-        if shaded in english().sets[name].phrases:
-            labels[name] = shaded
+    labels, details = synthetic.labels(synthetic.visible(person, view)), synthetic.details(person)
+    for name, detail in (("upper_clothes", "upper"), ("lower_clothes", "lower"), ("hair", "hair")):
+        exact = f"{details[detail]} {labels[name]}"
+        if exact in english().sets[name].phrases:
+            labels[name] = exact
+    labels |= {name: details[name] for name in ("shoes", "stripes")}
     return {name: label or None for name, label in labels.items()}
 
 

@@ -22,7 +22,6 @@ from jaxtyping import Float, UInt8
 
 from unipt_jax.core.random import host_generator
 from unipt_jax.data.synthetic import body, clothes, looks, scenery, sketch, things
-from unipt_jax.data.synthetic.looks import lightness
 from unipt_jax.data.synthetic.people import (
     Person,
     View,
@@ -35,13 +34,13 @@ from unipt_jax.data.synthetic.people import (
 __all__ = [
     "Person",
     "View",
+    "details",
     "draw_image",
     "draw_person",
     "draw_view",
     "example",
     "figure",
     "labels",
-    "lightness",
     "visible",
 ]
 
@@ -96,6 +95,22 @@ def draw_image(
     left, bottom, right, top = (bounds.reshape(2, 2) * scale + origin).ravel().tolist()
     scenery.occlude(image, rng, (left, top, right, bottom))
     return scenery.photograph(image, rng, height, width)
+
+
+def details(person: Person) -> dict[str, str]:
+    """Returns what can be said of a person beyond the 14 attributes, by name.
+
+    "upper", "lower": "dark" or "light" clothes of their colour; "hair": its colour, or "balding";
+    "shoes" and "stripes": their colour. "" where there is nothing to say.
+    """
+    traits = looks.traits(person)
+    return {
+        "upper": looks.lightness(traits["upper value"]),
+        "lower": looks.lightness(traits["lower value"]),
+        "hair": things.hair_name(person, traits),
+        "shoes": clothes.shoes(traits),
+        "stripes": clothes.stripes(person, traits),
+    }
 
 
 def figure(person: Person, view: View) -> list[sketch.Shape]:

@@ -13,11 +13,13 @@ from unipt_jax.data.synthetic.sketch import Fill, Mark, Sketch, Solid, patch, ri
 _LEGS_LAYER, _SKIRT_LAYER, TRUNK_LAYER, ARMS_LAYER = 0.0, 0.06, 0.07, 0.09
 _PAPER, _INK, _METAL = (240, 240, 236), (36, 36, 40), (196, 198, 202)
 _TIES = [(140, 20, 30), (24, 30, 70), (30, 30, 32), (30, 90, 70)]
-_SHOES = [
-    (28, 26, 28), (60, 40, 28), (238, 238, 236), (120, 120, 124), (170, 36, 36), (40, 60, 120),
-]  # fmt: skip
-# Of patterns and contrasting sleeves: white and black more often.
-_SECONDS = [shade(name, 0.5, 0.5, 0.6) for name in (*COLORS, "white", "black")]
+_SHOES = {
+    "black": (28, 26, 28), "brown": (60, 40, 28), "white": (238, 238, 236),
+    "gray": (120, 120, 124), "red": (170, 36, 36), "blue": (40, 60, 120),
+}  # fmt: skip
+# Of patterns and contrasting sleeves, by name; white and black are taken more often.
+_SECONDS = {name: shade(name, 0.5, 0.5, 0.6) for name in COLORS}
+_FAINT = 0.4  # The share of stripes and checks that are a tone of the cloth itself.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +40,37 @@ def cloth(person: Person, traits: Mapping[str, float], part: str) -> Cloth:
     """Returns the stuff of the person's "upper" or "lower" clothes."""
     numbers = [traits[f"{part} {name}"] for name in ("hue", "saturation", "value")]
     color = shade(getattr(person, f"{part}_color"), *numbers)
+    pattern, contrast = getattr(person, f"{part}_pattern"), traits[f"{part} contrast"]
+    if pattern in ("stripe", "plaid") and contrast < _FAINT:
+        second = tone(color, 0.22 + 0.5 * contrast)
+    else:
+        options = [_SECONDS[name] for name in (*COLORS, "white", "black")]
+        second = distinct(options, traits[f"{part} cloth"], color)
     return Cloth(
         color,
-        getattr(person, f"{part}_pattern"),
-        second=distinct(_SECONDS, traits[f"{part} cloth"], color),
+        pattern,
+        second=second,
         kind=traits[f"{part} kind"],
         scale=traits[f"{part} scale"],
         offset=traits[f"{part} offset"],
     )
+
+
+def shoes(traits: Mapping[str, float]) -> str:
+    """Returns the name of the shoes' colour."""
+    return pick(list(_SHOES), traits["shoe"])
+
+
+def stripes(person: Person, traits: Mapping[str, float]) -> str:
+    """Returns the name of the colour of the upper garment's stripes.
+
+    "" where it has none, where they are a tone of its own colour, and where the lower one has some
+    too.
+    """
+    if person.upper_pattern != "stripe" or person.lower_pattern == "stripe":
+        return ""
+    names = {color: name for name, color in _SECONDS.items()}
+    return names.get(cloth(person, traits, "upper").second, "")
 
 
 # ------------------------------------------------------------------------------ upper clothes
@@ -275,7 +300,7 @@ def _draw_bare_leg(sketch: Sketch, outfit: Outfit, leg: np.ndarray, anchor: np.n
     radii = outfit.build.girth * np.array([0.05, 0.037, 0.022])
     sketch.limb(leg[:3], radii, _INK if tights else outfit.skin, _LEGS_LAYER, anchor)
     shoe = (0.021 + 0.006 * traits["shoe size"]) * np.array([1, 0.85])
-    sketch.limb(leg[2:], shoe, pick(_SHOES, traits["shoe"]), _LEGS_LAYER, anchor)
+    sketch.limb(leg[2:], shoe, _SHOES[shoes(traits)], _LEGS_LAYER, anchor)
 
 
 def _draw_trousers(sketch: Sketch, outfit: Outfit, leg: np.ndarray, anchor: np.ndarray) -> None:

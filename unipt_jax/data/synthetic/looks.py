@@ -19,7 +19,7 @@ _TRAITS = (
     *(f"{part} {name}" for part in ("upper", "lower")
       for name in ("hue", "saturation", "value", "cloth", "kind", "scale", "offset")),
     "hem", "sleeve", "trim", "fit", "shoe", "shoe size", "bag", "bag size", "hat", "hat kind",
-    "cellphone", "umbrella", "gloves", "vehicle",
+    "cellphone", "umbrella", "gloves", "vehicle", "upper contrast", "lower contrast",
 )  # fmt: skip
 
 # Hue, saturation and value of each named colour, apart enough to survive the light of `scenery`.
@@ -55,12 +55,9 @@ def shade(name: str, hue: float, saturation: float, value: float) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def lightness(person: Person, part: str) -> str:
-    """Returns which third of its colour's range the "upper" or "lower" clothes have.
-
-    "dark", "light", or "" for the third between.
-    """
-    return pick(("dark", "", "light"), traits(person)[f"{part} value"])
+def lightness(value: float) -> str:
+    """Returns "dark", "" or "light" for a third each of a colour's range, run through in [0, 1)."""
+    return pick(("dark", "", "light"), value)
 
 
 def pick(options: Sequence[T], where: float) -> T:

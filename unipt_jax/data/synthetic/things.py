@@ -15,15 +15,16 @@ _PACK_LAYER, _BAG_LAYER, _PHONE_LAYER, _CANOPY_LAYER, _POLE_LAYER = 0.08, 0.13, 
 _SKINS = [
     (246, 212, 186), (234, 190, 160), (220, 170, 136), (190, 138, 102), (140, 94, 64), (92, 62, 46),
 ]  # fmt: skip
-_HAIRS = [
-    (22, 20, 20), (34, 26, 22), (58, 38, 26), (92, 60, 36), (140, 92, 50), (206, 168, 106),
-    (130, 54, 28),
-]  # fmt: skip
-_GRAYS = [(150, 150, 152), (190, 190, 190), (222, 222, 220)]
+_HAIRS = {
+    (22, 20, 20): "black", (34, 26, 22): "black", (58, 38, 26): "brown", (92, 60, 36): "brown",
+    (140, 92, 50): "brown", (206, 168, 106): "blond", (130, 54, 28): "red",
+}  # fmt: skip
+_GRAYS = dict.fromkeys([(150, 150, 152), (190, 190, 190), (222, 222, 220)], "gray")
 _BRIGHT = [
     (236, 236, 232), (30, 30, 34), (190, 30, 36), (30, 60, 150), (240, 190, 30), (30, 110, 60),
     (230, 110, 30), (120, 120, 126), (220, 120, 160), (110, 60, 140), (110, 74, 44), (40, 160, 190),
 ]  # fmt: skip
+_BALDING = 0.4  # The share of bald heads with hair at the temples.
 _DARK, _STEEL = (34, 34, 38), (150, 152, 156)
 
 
@@ -37,7 +38,14 @@ def hair_color(person: Person, traits: Mapping[str, float]) -> Color:
     where = traits["hair tone"]
     gray = {"old": 0.85, "middle-aged": 0.25}.get(person.age, 0.0)
     tones, low, high = (_GRAYS, 0.0, gray) if where < gray else (_HAIRS, gray, 1.0)
-    return distinct(tones, (where - low) / (high - low), skin(traits), by=60)
+    return distinct(list(tones), (where - low) / (high - low), skin(traits), by=60)
+
+
+def hair_name(person: Person, traits: Mapping[str, float]) -> str:
+    """Returns the name of the hair's colour; of a bald head, "balding" if some is left."""
+    if person.hair == "bald head":
+        return "balding" if traits["hair cut"] < _BALDING else ""
+    return (_HAIRS | _GRAYS)[hair_color(person, traits)]
 
 
 # ------------------------------------------------------------------------------ head
@@ -95,7 +103,7 @@ def _draw_face(sketch: Sketch, head: Solid, outfit: Outfit) -> None:
     marks = [*_FACE, _MOUTH]
     if not female and not kid and traits["beard"] < 0.35:
         marks = [*_FACE, _BEARD, _MOUTH]
-    if person.hair == "bald head" and traits["hair cut"] < 0.4:
+    if person.hair == "bald head" and traits["hair cut"] < _BALDING:
         marks.append(_TEMPLES)
     mouth = (190, 50, 70) if female else tone(outfit.skin, 0.4)
     sketch.mark(head, marks, outfit.skin, {"mouth": mouth, "hair": hair_color(person, traits)})
