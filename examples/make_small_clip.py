@@ -7,7 +7,8 @@ with a new rise and fall of the learning rate, and another `--seed` with pedestr
 before. `--average` writes the mean of the weights that it started from and ended with, which is
 better than either (Izmailov et al., UAI 2018). The weights in `examples/small_clip` are of four
 calls: the first below, whose garments had fainter marks; an interrupted one, 2,000 steps on the way
-from 0.002 to 0, then 2,500 from 0.0014 to 0; and the last two.
+from 0.002 to 0, then 2,500 from 0.0014 to 0; and the last two. None of them had stripes and checks
+that are a tone of their cloth.
 
 Usage: python examples/make_small_clip.py --directory=DIR
        python examples/make_small_clip.py --directory=DIR --start=DIR --seed=2 --pool=100000 \

@@ -241,6 +241,61 @@ def test_a_change_stays_where_it_belongs(yaw):
     assert changed(plain[60:], hair[60:]) == 0 and changed(plain[:50], hair[:50]) > 50
 
 
+def test_details_are_those_of_the_picture():
+    """Of shoes, seen from the side, and of hair, seen from behind, most is of a shade told."""
+    shoes = {name: [REFERENCE[name]] for name in ("black", "white", "gray", "red", "blue")}
+    shoes["brown"] = [(65, 45, 30)]
+    hair = {
+        "black": [(25, 22, 20)],
+        "brown": [(60, 40, 28), (95, 62, 38), (140, 92, 52)],
+        "blond": [(205, 170, 110)],
+        "red": [(130, 55, 28)],
+        "gray": [(150, 150, 150), (190, 190, 190), (220, 220, 220)],
+    }
+    seen, wrong = collections.Counter(), []
+    for identity in range(80):
+        age = ("young", "old")[identity % 2]
+        person = dataclasses.replace(
+            PLAIN, age=age, hair="long hair", lower_garment="shorts", identity=identity
+        )
+        side = paint(person, synthetic.View(yaw=90.0))[:220]
+        back = paint(person, synthetic.View(yaw=-180.0))
+        for name, shades, pixels in (("shoes", shoes, side[-5:]), ("hair", hair, back[15:50])):
+            pixels = pixels[(pixels != 128).any(axis=-1), None]
+            words = list(shades)
+            distances = [
+                np.abs(pixels - np.array(values)).sum(axis=-1).min(axis=1)
+                for values in shades.values()
+            ]
+            votes = np.bincount(np.argmin(distances, axis=0), minlength=len(words))
+            most, told = words[votes.argmax()], synthetic.details(person)[name]
+            seen[name, told] += 1
+            if most != told:
+                wrong.append((name, identity, told, most))
+    assert len(seen) == len(shoes) + len(hair)
+    assert len(wrong) <= 4, wrong
+
+
+def test_stripes_have_the_colour_told_or_are_a_tone_of_the_cloth():
+    striped = dataclasses.replace(PLAIN, upper_color="white", upper_pattern="stripe")
+    told = collections.Counter()
+    for identity in range(60):
+        person = dataclasses.replace(striped, identity=identity)
+        name = synthetic.details(person)["stripes"]
+        told[bool(name)] += 1
+        pixels = paint(person, synthetic.View(yaw=0.0))[80:110, 90:110].reshape(-1, 3)
+        if name:
+            distance = np.abs(pixels - np.array(REFERENCE[name])).sum(axis=1)
+            assert (distance < 120).mean() > 0.1, (identity, name)
+        else:
+            gray = np.ptp(pixels, axis=1)
+            assert np.percentile(gray, 90) < 40, identity
+        for other in ({"lower_pattern": "stripe"}, {"upper_pattern": "pure color"}):
+            assert synthetic.details(dataclasses.replace(person, **other))["stripes"] == ""
+    # Two in five are a tone.
+    assert 15 <= told[False] <= 35
+
+
 def test_an_identity_keeps_its_colours_from_view_to_view():
     def shades(person):
         views = (synthetic.View(yaw=0.0, light=-0.1), synthetic.View(yaw=-180.0, pitch=15.0))
