@@ -318,7 +318,7 @@ def test_closed_batches_say_so(make):
 def test_processes_share_each_batch(make):
     """P35: their parts are disjoint, cover the batch, and hold the same examples to the bit."""
     whole = make(batch_size=4)
-    parts = [make(batch_size=4, process_index=index, process_count=2) for index in (0, 1)]
+    parts = [make(batch_size=4, block=index, blocks=2) for index in (0, 1)]
     for number in range(14):
         halves = [part[number] for part in parts]
         assert [len(half["record"]) for half in halves] == [2, 2]
@@ -337,15 +337,15 @@ def test_a_process_resumes_where_another_number_of_processes_stopped(make):
         start = batches.state()["next_batch"]
     found = collections.Counter()
     for index in (0, 1):
-        part = make(batch_size=6, process_index=index, process_count=2)
+        part = make(batch_size=6, block=index, blocks=2)
         with pipeline.Batches(part, start=start) as batches:
             found += rows(next(batches))
     assert found == rows(whole[3])
 
 
 def test_processes_must_divide_the_batch(make):
-    with pytest.raises(ConfigError, match="batch_size=5 cannot be split over 2 processes"):
-        make(batch_size=5, process_count=2)
+    with pytest.raises(ConfigError, match="batch_size=5 cannot be split evenly"):
+        make(batch_size=5, blocks=2)
 
 
 # ---------------------------------------------------------------------------- contents
@@ -474,10 +474,7 @@ def test_text_is_trimmed_to_the_smallest_bucket(make, ids, buckets):
 
 def test_processes_agree_on_the_bucket(make, ids):
     """P84: though the longest caption is with one of them alone."""
-    parts = [
-        make(batch_size=4, buckets=(8, 16), process_index=index, process_count=2)
-        for index in (0, 1)
-    ]
+    parts = [make(batch_size=4, buckets=(8, 16), block=index, blocks=2) for index in (0, 1)]
     disagree = 0
     for number in range(14):
         halves = [part[number] for part in parts]
@@ -639,7 +636,7 @@ def test_balanced_batches_depend_on_their_number_alone(make, workers):
     expected = [make(**options)[number] for number in reversed(range(6))][::-1]
     with pipeline.Batches(make(**options), start=2, workers=workers) as batches:
         assert_same([next(batches) for _ in range(4)], expected[2:])
-    parts = [make(**options, process_index=index, process_count=3) for index in range(3)]
+    parts = [make(**options, block=index, blocks=3) for index in range(3)]
     for number in range(6):
         thirds = [part[number] for part in parts]
         stacked = {name: np.concatenate([third[name] for third in thirds]) for name in thirds[0]}

@@ -90,7 +90,11 @@ def test_draws_are_uniform_over_semi_hard_negatives():
     similarity[0] = 0.5, 0.4, 0.4, 0.6, 0.45, 0.1
     similarity[5] = 0.4, 0.4, 0.4, 0.4, 0.4, 0.5
     similarity, negative = jnp.asarray(similarity), jnp.asarray(~np.eye(6, dtype=bool))
-    draws = jax.vmap(lambda key: draw_semi_hard(similarity, negative, key, margin=0.2))
+    draws = jax.vmap(
+        lambda key: draw_semi_hard(
+            jnp.diagonal(similarity), similarity, negative, jax.random.split(key, 6), margin=0.2
+        )
+    )
     drawn, found = map(np.asarray, jax.jit(draws)(jax.random.split(jax.random.key(0), 3000)))
     np.testing.assert_array_equal(found[0], [True, False, False, False, False, True])
     np.testing.assert_array_equal(drawn[:, 1:5], 0)
@@ -107,7 +111,8 @@ def test_semi_hard_is_strict():
     similarity = jnp.asarray([[0.5, 0.5, 0.25], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     negative = jnp.asarray(~np.eye(3, dtype=bool))
     for margin, want in ((0.25, False), (0.2501, True)):
-        _, found = _draw(similarity, negative, jax.random.key(0), margin=margin)
+        keys = jax.random.split(jax.random.key(0), 3)
+        _, found = _draw(jnp.diagonal(similarity), similarity, negative, keys, margin=margin)
         assert found.tolist() == [want, False, False]
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, NoReturn
 from etils import epath
 
 from unipt_jax.config import load, schema
-from unipt_jax.core.errors import ConfigError, DivergenceError, UserError, nearest
+from unipt_jax.core import distributed
+from unipt_jax.core.errors import ConfigError, DivergenceError, PreemptionError, UserError, nearest
 from unipt_jax.core.files import CONFIG_FILE, claim_workdir, read_json, write_json
 
 Run = Callable[[Any, epath.Path, bool], None]
@@ -23,14 +25,15 @@ def main(
     *,
     check: Callable[[Any, epath.Path | None], None] = lambda config, resumed: None,
 ) -> NoReturn:
-    """Parses flags, calls `check`, claims the work directory, and calls `run`.
+    """Parses flags, joins other processes, calls `check`, claims the work directory, calls `run`.
 
     `check` takes the configuration and, if a run is to go on, its work directory, else None; `run`
     takes the configuration, the work directory and whether to resume. Then the process exits.
 
-    Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 1 any other
-    failure. `config.json` in the work directory holds the configuration; a resumed run must agree
-    with it.
+    Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
+    SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
+    holds the configuration; a resumed run must agree with it. Of several processes all check, the
+    first claims, and none goes on before all can.
     """
     # Forced: absl, once imported, has put a handler of its own in the way.
     logging.basicConfig(
@@ -42,20 +45,34 @@ def main(
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
-        resumed = epath.Path(flags.workdir) if flags.resume else None
-        check(config, resumed)  # A mistake must show before --overwrite removes anything.
-        if flags.overwrite:
-            _require_other_inputs(config, flags.workdir)
-        workdir = claim_workdir(flags.workdir, resume=flags.resume, overwrite=flags.overwrite)
-        _record_config(config, workdir)
+        distributed.start(flags.coordinator, flags.processes, flags.process)
+        if not distributed.is_first():
+            logging.getLogger().setLevel(logging.WARNING)  # Once is enough.
+        workdir = epath.Path(flags.workdir)
+        # A mistake must show before --overwrite removes anything.
+        with distributed.together():
+            check(config, workdir if flags.resume else None)
+        with distributed.together():
+            if distributed.is_first():
+                _claim(config, workdir, flags)
         run(config, workdir, flags.resume)
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except DivergenceError as error:
         sys.exit(_fail(str(error), 1))
+    except PreemptionError as error:
+        sys.exit(_fail(str(error), 128 + signal.SIGTERM))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     sys.exit(0)
+
+
+def _claim(config: Any, workdir: epath.Path, flags: argparse.Namespace) -> None:
+    """Makes the work directory ready, with the configuration in it."""
+    if flags.overwrite:
+        _require_other_inputs(config, flags.workdir)
+    claim_workdir(workdir, resume=flags.resume, overwrite=flags.overwrite)
+    _record_config(config, workdir)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,6 +100,9 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
     parser.add_argument("--workdir", help="directory for everything this run writes")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --workdir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --workdir")
+    parser.add_argument("--coordinator", default="", help="HOST:PORT of the first of --processes")
+    parser.add_argument("--processes", type=int, default=0, help="of this run, if not detected")
+    parser.add_argument("--process", type=int, default=-1, help="this one's number, from 0")
     parser.add_argument("--help", "-h", action="store_true", help="show this, and the fields")
     plain: list[str] = []
     overrides: dict[str, str | bool] = {}
@@ -103,7 +123,7 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
         _print_fields(flags.config)
         sys.exit(0)
     if unknown:
-        known = ("--config", "--workdir", "--resume", "--overwrite", "--help")
+        known = [f"--{name}" for name in vars(flags)]
         name = unknown[0].partition("=")[0]
         parser.error(f"unknown argument {unknown[0]}{nearest(name, known)}")
     missing = [name for name in ("config", "workdir") if getattr(flags, name) is None]

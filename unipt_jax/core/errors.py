@@ -28,6 +28,10 @@ class DivergenceError(Exception):
     """A metric became NaN or infinite during training (exit code 1: no flag was wrong)."""
 
 
+class PreemptionError(Exception):
+    """The machine was asked for by SIGTERM; what was reached is saved (exit code 143)."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the known name nearest to `name`, else all choices."""
     known = list(known)

@@ -138,14 +138,35 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def batch_block(mesh: Mesh) -> tuple[int, int]:
+    """Returns which block of a batch's rows lies on this process's devices, and of how many.
+
+    Mostly that is the process and the number of processes; processes that share the devices of
+    `tensor` have the same block.
+
+    Raises:
+        ConfigError: the process's rows are not one block.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    places = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
+    rows = sorted({rows.indices(ways)[0] for (rows,) in places})
+    block, rest = divmod(rows[0], len(rows))
+    if rest or ways % len(rows) or rows != list(range(rows[0], rows[0] + len(rows))):
+        raise ConfigError(
+            f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {rows} of "
+            f"{ways} of a batch, which are no even block; choose sizes that follow its hosts"
+        )
+    return block, ways // len(rows)
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of this process's rows of a batch, split over the mesh.
+    """Makes global arrays of this process's rows of a batch (see `batch_block`), over the mesh.
 
     Raises:
         ConfigError: the mesh's batch devices do not divide the global batch.
     """
     sharding = batch_sharding(mesh)
-    rows = len(next(iter(batch.values()))) * jax.process_count()
+    rows = len(next(iter(batch.values()))) * batch_block(mesh)[1]
     require_divisible(rows, mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value, (rows, *value.shape[1:]))

@@ -208,27 +208,28 @@ def train_batches(
     instances: int = 0,
     epoch: Int[np.ndarray, "E"] | None = None,
     quarantine: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    block: int = 0,
+    blocks: int = 1,
 ) -> grain.MapDataset:
-    """Returns an endless random-access data set: element `k` is this process's part of batch `k`.
+    """Returns an endless random-access data set: element `k` is a block of batch `k`.
 
     Each epoch is a fresh permutation of all pairs, or of those that `epoch` lists; a batch may span
     two epochs, and none is dropped. With `instances`, batches hold as many pairs of each of their
     identities instead, as `sampling.IdentityBatches` tells, and `epoch` has no say. `batch_size` is
-    global; process p gets the p-th of `process_count` blocks of its rows.
+    global; `block` is which of the `blocks` of its rows this process reads.
 
     Raises:
-        ConfigError: the processes or the instances do not divide the batch, there are too few
+        ConfigError: the blocks or the instances do not divide the batch, there are too few
             identities, or the tokenizer cannot mask so.
         DataError: the split is empty.
     """
     pairs = len(split.pairs[0])
     if pairs == 0:
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to train on")
-    if batch_size % process_count:
+    if batch_size % blocks:
         raise ConfigError(
-            f"batch_size={batch_size} cannot be split over {process_count} processes evenly"
+            f"batch_size={batch_size} cannot be split evenly over processes that read {blocks} "
+            "blocks of it"
         )
     _require_masking(tokenizer, preprocess)
     buckets = preprocess.buckets
@@ -242,12 +243,12 @@ def train_batches(
             tokenizer.fingerprint,
             preprocess.length,
         )
-    rows = batch_size // process_count
+    rows = batch_size // blocks
     load = LoadRows(
         LoadPair(split, tokenizer, preprocess, seed, quarantine),
         split.text_lengths if buckets and known else np.zeros(0, np.int32),
-        process_index * rows,
-        (process_index + 1) * rows,
+        block * rows,
+        (block + 1) * rows,
     )
     if instances:
         balanced = sampling.identity_batches(

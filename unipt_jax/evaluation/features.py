@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from unipt_jax.core.errors import DataError
-from unipt_jax.core.sharding import batch_sharding, make_mesh, put_batch
+from unipt_jax.core.sharding import batch_block, batch_sharding, make_mesh, put_batch
 from unipt_jax.data import images
 from unipt_jax.data.builders import Split
 from unipt_jax.data.pipeline import Batches
@@ -89,6 +89,7 @@ def extract(
     text_length: int,
     batch_size: int,
     quarantine: bool = False,
+    mesh: Mesh | None = None,
 ) -> Features:
     """Encodes each image and each caption of a split once.
 
@@ -97,21 +98,23 @@ def extract(
 
     Args:
         model: gives the features, by `image_features` and `text_features`.
-        params: its parameters, the same on every process.
+        params: its parameters, whole on every process, or laid out on `mesh`.
         split: what to encode.
         tokenizer: the model's.
         text_length: tokens to which captions are cut. They are padded to the shortest of `BUCKETS`
             that holds them, if the data set stores their lengths and padding is not pooled over.
-        batch_size: global; taken up to the next multiple of the number of devices.
+        batch_size: global; taken up to the next multiple of the devices that split it.
         quarantine: whether to leave out what cannot be read, instead of stopping at it.
+        mesh: of all devices; by default each takes its part of a batch.
 
     Raises:
         DataError: the split is empty, an image cannot be read and `quarantine` is off, or none can.
     """
     if not len(split.images):
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to evaluate")
-    mesh = make_mesh()
-    size = -(-batch_size // mesh.size) * mesh.size
+    mesh = make_mesh() if mesh is None else mesh
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-batch_size // ways) * ways
     params = _replicated(params, mesh)
 
     numbers = np.arange(len(split.images))
@@ -244,8 +247,10 @@ def _encoder(model: DualEncoder, side: str, inputs: tuple[str, ...], mesh: Mesh)
 
 
 def _replicated(params: Any, mesh: Mesh) -> Any:
-    """Puts parameters, which every process has, on all devices."""
+    """Puts parameters whole on all devices."""
     everywhere = NamedSharding(mesh, PartitionSpec())
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params)):
+        return jax.jit(lambda params: params, out_shardings=everywhere)(params)
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(
             everywhere, np.asarray(leaf), np.shape(leaf)
@@ -281,8 +286,9 @@ def _encoded(
     mesh: Mesh,
 ) -> Iterator[tuple[np.ndarray, Named]]:
     """Yields the numbers of each batch and what they become, on every process; no padding."""
-    rows = len(batches[0]) // jax.process_count()
-    own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+    block, blocks = batch_block(mesh)
+    rows = len(batches[0]) // blocks
+    own = slice(block * rows, (block + 1) * rows)
     parts = grain.MapDataset.source([batch[own] for batch in batches]).map(load)
     with Batches(parts) as loaded:
         for numbers, batch in zip(batches, loaded, strict=True):

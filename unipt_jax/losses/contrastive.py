@@ -1,11 +1,13 @@
 """The contrastive loss between images and texts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from unipt_jax.core.errors import ConfigError
-from unipt_jax.losses.similarity import unit_rows
+from unipt_jax.losses.rows import Anchors, both_ways, valid_count
 
 
 def info_nce(
@@ -39,30 +41,25 @@ def info_nce(
     batch = len(valid)
     if group < 0 or (group and batch % group):
         raise ConfigError(f"a batch of {batch} cannot be split into groups of {group}")
-    shape = (-1, group or batch)
-    image = unit_rows(image_embedding, valid).reshape(*shape, image_embedding.shape[1])
-    text = unit_rows(text_embedding, valid).reshape(*shape, text_embedding.shape[1])
-    cosine = jnp.einsum("gid,gjd->gij", image, text, precision=jax.lax.Precision.HIGHEST)
-    logits = logit_scale.astype(jnp.float32) * cosine
-    valid = valid.reshape(shape)
-
-    image_loss, image_hits = _direction(logits, valid)
-    text_loss, text_hits = _direction(logits.transpose(0, 2, 1), valid)
-    count = jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
-    metrics = {
-        "accuracy/image_to_text": image_hits / count,
-        "accuracy/text_to_image": text_hits / count,
-    }
-    return (image_loss + text_loss) / (2.0 * count), metrics
+    # Identities do not matter here.
+    total, metrics = both_ways(
+        functools.partial(_cross_entropy, group=group or batch),
+        image_embedding,
+        text_embedding,
+        jnp.zeros_like(valid, jnp.int32),
+        valid,
+        logit_scale.astype(jnp.float32),
+    )
+    return total / (2.0 * valid_count(valid)), metrics
 
 
-def _direction(logits: Array, valid: Array) -> tuple[Array, Array]:
-    """Sums cross-entropies and hits over the valid rows of `logits` [groups, rows, rows]."""
-    # A finite floor: without any valid column, -inf would make the gradient NaN.
-    logits = jnp.where(valid[:, None, :], logits, -1e30)
-    # A masked sum rather than `jnp.diagonal`, whose gather does not stay within a device's rows.
-    diagonal = jnp.eye(logits.shape[2], dtype=jnp.bool_)[None]
-    own = jnp.where(diagonal, logits, 0.0).sum(axis=2)
-    losses = jax.nn.logsumexp(logits, axis=2) - own
-    hits = jnp.argmax(logits, axis=2) == jnp.arange(logits.shape[2])[None]
-    return jnp.where(valid, losses, 0.0).sum(), (hits & valid).sum(dtype=jnp.float32)
+def _cross_entropy(anchors: Anchors, logit_scale: Array, *, group: int) -> tuple[Array, Array]:
+    """Returns each anchor's cross-entropy among the candidates of its group, and its hit."""
+    rows, every = anchors.rows.index // group, anchors.every.index // group
+    seen = anchors.candidate & (rows[:, None] == every[None, :])
+    # A finite floor: without any candidate, -inf would make the gradient NaN.
+    logits = jnp.where(seen, logit_scale * anchors.similarity, -1e30)
+    # A masked sum rather than a gather, which does not stay within a device's rows.
+    own = jnp.where(anchors.own, logits, 0.0).sum(axis=1)
+    top = jnp.argmax(logits, axis=1)
+    return jax.nn.logsumexp(logits, axis=1) - own, anchors.every.index[top] == anchors.rows.index

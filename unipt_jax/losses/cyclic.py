@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from unipt_jax.losses.similarity import cosines
+from unipt_jax.losses.rows import Rows, dots, over_rows, valid_count
 
 
 def c_itc(
@@ -32,12 +32,17 @@ def c_itc(
         The loss (0 without a valid row), and its two terms without their weights,
         `cyclic/in_modal` and `cyclic/cross_modal`.
     """
-    image = cosines(image_embedding, image_embedding, valid)
-    text = cosines(text_embedding, text_embedding, valid)
-    cross = cosines(image_embedding, text_embedding, valid)
     # The cosines of invalid rows are 0, so their differences are too.
-    pairs = jnp.square(jnp.maximum(valid.sum(dtype=jnp.float32), 1.0))
-    in_modal = jnp.square(image - text).sum() / pairs
-    cross_modal = jnp.square(cross - cross.T).sum() / pairs
+    sums = over_rows(
+        _squares, image_embedding, text_embedding, jnp.zeros_like(valid, jnp.int32), valid
+    )
+    in_modal, cross_modal = (total / jnp.square(valid_count(valid)) for total in sums)
     metrics = {"cyclic/in_modal": in_modal, "cyclic/cross_modal": cross_modal}
     return in_modal_weight * in_modal + cross_modal_weight * cross_modal, metrics
+
+
+def _squares(rows: Rows, every: Rows) -> tuple[Array, Array]:
+    """Returns the sums of the squared differences of both terms."""
+    in_modal = dots(rows.image, every.image) - dots(rows.text, every.text)
+    cross_modal = dots(rows.image, every.text) - dots(rows.text, every.image)
+    return jnp.square(in_modal).sum(), jnp.square(cross_modal).sum()

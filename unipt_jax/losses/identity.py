@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.losses.mlm import masked_cross_entropy
-from unipt_jax.losses.similarity import valid_mean
+from unipt_jax.losses.rows import valid_mean
 
 
 def identity_cross_entropy(

@@ -1,10 +1,12 @@
 """Distribution matching: the softmax over the batch is fitted to that of shared identities."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unipt_jax.losses.similarity import accuracies, cosines, same_identity, valid_mean
+from unipt_jax.losses.rows import Anchors, both_ways, valid_count
 
 
 def sdm(
@@ -34,12 +36,15 @@ def sdm(
         The loss in nats (0 without a valid row), and `accuracy/image_to_text` and
         `accuracy/text_to_image`: the fraction of valid rows with a row of their identity on top.
     """
-    similarity = cosines(image_embedding, text_embedding, valid)
-    same = same_identity(identity, valid)
-    logits = similarity / temperature
-    image_loss = _divergence(logits, same, valid, epsilon)
-    text_loss = _divergence(logits.T, same, valid, epsilon)
-    return image_loss + text_loss, accuracies(similarity, same, valid)
+    total, metrics = both_ways(
+        functools.partial(_divergence, epsilon=epsilon),
+        image_embedding,
+        text_embedding,
+        identity,
+        valid,
+        jnp.float32(1.0 / temperature),
+    )
+    return total / valid_count(valid), metrics
 
 
 def r_itc(
@@ -66,12 +71,15 @@ def r_itc(
     Returns:
         The loss in nats and the metrics, as `sdm`.
     """
-    similarity = cosines(image_embedding, text_embedding, valid)
-    same = same_identity(identity, valid)
-    logits = logit_scale.astype(jnp.float32) * similarity
-    image_loss = _divergence(logits, same, valid, epsilon)
-    text_loss = _divergence(logits.T, same, valid, epsilon)
-    return (image_loss + text_loss) / 2.0, accuracies(similarity, same, valid)
+    total, metrics = both_ways(
+        functools.partial(_divergence, epsilon=epsilon),
+        image_embedding,
+        text_embedding,
+        identity,
+        valid,
+        logit_scale.astype(jnp.float32),
+    )
+    return total / (2.0 * valid_count(valid)), metrics
 
 
 def n_itc(
@@ -103,36 +111,41 @@ def n_itc(
     Returns:
         The loss in nats (0 without a valid row) and the metrics of `sdm`.
     """
-    similarity = cosines(image_embedding, text_embedding, valid)
-    same = same_identity(identity, valid)
-    logits = logit_scale.astype(jnp.float32) * similarity
-    image_loss = _soft_cross_entropy(logits, same, valid, soft_weight)
-    text_loss = _soft_cross_entropy(logits.T, same, valid, soft_weight)
-    return (image_loss + text_loss) / 2.0, accuracies(similarity, same, valid)
+    total, metrics = both_ways(
+        _soft_cross_entropy,
+        image_embedding,
+        text_embedding,
+        identity,
+        valid,
+        logit_scale.astype(jnp.float32),
+        jnp.asarray(soft_weight, jnp.float32),
+    )
+    return total / (2.0 * valid_count(valid)), metrics
 
 
-def _divergence(logits: Array, same: Array, valid: Array, epsilon: float) -> Array:
-    """Returns the mean over the rows of KL(softmax of the logits || shared identity + epsilon)."""
-    log_prediction = _log_softmax(logits, valid)
-    log_target = jnp.log(_shared(same) + epsilon)
+def _divergence(anchors: Anchors, logit_scale: Array, *, epsilon: float) -> tuple[Array, Array]:
+    """Returns each anchor's KL(softmax of the logits || shared identity + epsilon), and its hit."""
+    log_prediction = _log_softmax(anchors, logit_scale)
+    log_target = jnp.log(_shared(anchors.same) + epsilon)
     terms = jnp.exp(log_prediction) * (log_prediction - log_target)
-    return valid_mean(terms.sum(axis=1), valid)
+    return terms.sum(axis=1), anchors.hits(anchors.same)
 
 
 def _soft_cross_entropy(
-    logits: Array, same: Array, valid: Array, soft_weight: float | Array
-) -> Array:
-    """Returns the mean over the rows of the cross-entropy to the mixed target."""
-    log_prediction = _log_softmax(logits, valid)
+    anchors: Anchors, logit_scale: Array, soft_weight: Array
+) -> tuple[Array, Array]:
+    """Returns each anchor's cross-entropy to the mixed target, and its hit."""
+    log_prediction = _log_softmax(anchors, logit_scale)
     soft = jax.lax.stop_gradient(jnp.exp(log_prediction))
-    target = soft_weight * soft + (1.0 - soft_weight) * _shared(same)
-    return valid_mean(-(target * log_prediction).sum(axis=1), valid)
+    target = soft_weight * soft + (1.0 - soft_weight) * _shared(anchors.same)
+    return -(target * log_prediction).sum(axis=1), anchors.hits(anchors.same)
 
 
-def _log_softmax(logits: Array, valid: Array) -> Array:
-    """Returns the logarithm of the softmax over the valid columns."""
+def _log_softmax(anchors: Anchors, logit_scale: Array) -> Array:
+    """Returns the logarithm of the softmax over the valid candidates."""
     # A finite floor: 0 times it is 0, where 0 times an infinity is NaN.
-    return jax.nn.log_softmax(jnp.where(valid[None, :], logits, -1e30), axis=1)
+    logits = jnp.where(anchors.candidate, logit_scale * anchors.similarity, -1e30)
+    return jax.nn.log_softmax(logits, axis=1)
 
 
 def _shared(same: Array) -> Array:

@@ -1,16 +1,12 @@
 """Margin losses: a pair is to be more similar than its negatives, by a margin."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from unipt_jax.losses.similarity import (
-    cosines,
-    diagonal,
-    other_identity,
-    same_identity,
-    valid_mean,
-)
+from unipt_jax.losses.rows import Anchors, both_ways
 
 
 def semi_hard_ranking(
@@ -38,45 +34,50 @@ def semi_hard_ranking(
         text_embedding: the same.
         identity: rows that share one are not each other's negatives.
         valid: False at rows that fill up the batch: neither anchors nor negatives.
-        key: typed key of the draws; split in two, for image anchors and for text anchors.
+        key: typed key of the draws; each anchor draws by a key of its own.
         margin: > 0; UniPT's and LGUR's default is 0.2.
 
     Returns:
         The loss (0 without a valid row), and `active/image_to_text` and `active/text_to_image`: the
         fraction of valid rows that have a semi-hard negative.
     """
-    similarity = cosines(image_embedding, text_embedding, valid)
-    negative = other_identity(identity, valid)
-    image_key, text_key = jax.random.split(key)
-    image_loss, image_active = _semi_hard(similarity, negative, image_key, margin)
-    text_loss, text_active = _semi_hard(similarity.T, negative, text_key, margin)
-    return image_loss + text_loss, _active(image_active, text_active, valid)
+    return both_ways(
+        functools.partial(_semi_hard, margin=margin),
+        image_embedding,
+        text_embedding,
+        identity,
+        valid,
+        key,
+        mark="active",
+    )
 
 
 def draw_semi_hard(
-    similarity: Float[Array, "B B"],
-    negative: Bool[Array, "B B"],
-    key: Key[Array, ""],
+    positive: Float[Array, "R"],
+    similarity: Float[Array, "R B"],
+    negative: Bool[Array, "R B"],
+    keys: Key[Array, "R"],
     *,
     margin: float,
-) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
+) -> tuple[Int[Array, "R"], Bool[Array, "R"]]:
     """Draws one semi-hard negative an anchor, uniformly.
 
     Semi-hard is a negative that is less similar than the positive, by less than the margin:
     `positive - margin < negative < positive`. Harder ones are left out as well as easier ones.
 
     Args:
-        similarity: of anchor i and candidate j; the positive is on the diagonal.
+        positive: similarity of each anchor and its positive.
+        similarity: of anchor i and candidate j.
         negative: True where candidate j is a negative of anchor i.
-        key: typed key; rows are drawn for independently.
+        keys: typed keys; each row draws by its own, so that it does not matter who else is there.
         margin: > 0.
 
     Returns:
         The drawn column of each row, and whether there was one to draw; else the column is 0.
     """
-    gap = diagonal(similarity)[:, None] - similarity
+    gap = positive[:, None] - similarity
     semi_hard = negative & (gap > 0) & (gap < margin)
-    drawn = jax.random.categorical(key, jnp.where(semi_hard, 0.0, -jnp.inf), axis=1)
+    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(semi_hard, 0.0, -jnp.inf))
     return drawn, semi_hard.any(axis=1)
 
 
@@ -111,41 +112,35 @@ def tal(
         `active/image_to_text` and `active/text_to_image`: the fraction of valid rows whose loss is
         above 0.
     """
-    similarity = cosines(image_embedding, text_embedding, valid)
-    # Both are symmetric: they serve the two directions.
-    same, other = same_identity(identity, valid), other_identity(identity, valid)
-    image_losses = _alignment(similarity, same, other, temperature, margin)
-    text_losses = _alignment(similarity.T, same, other, temperature, margin)
-    metrics = _active(image_losses > 0, text_losses > 0, valid)
-    return image_losses.sum() + text_losses.sum(), metrics
+    return both_ways(
+        functools.partial(_alignment, temperature=temperature, margin=margin),
+        image_embedding,
+        text_embedding,
+        identity,
+        valid,
+        mark="active",
+    )
 
 
-def _semi_hard(
-    similarity: Array, negative: Array, key: Array, margin: float
-) -> tuple[Array, Array]:
-    """Sums the losses of the rows as anchors; says which of them have a semi-hard negative."""
-    drawn, found = draw_semi_hard(similarity, negative, key, margin=margin)
+def _semi_hard(anchors: Anchors, key: Array, *, margin: float) -> tuple[Array, Array]:
+    """Returns each anchor's loss, and whether it has a semi-hard negative."""
+    key = jax.random.fold_in(key, anchors.side == "text")
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, anchors.rows.index)
+    positive = jnp.where(anchors.own, anchors.similarity, 0.0).sum(axis=1)
+    drawn, found = draw_semi_hard(positive, anchors.similarity, anchors.other, keys, margin=margin)
     # A masked sum rather than a gather, which does not stay within a device's rows.
-    columns = jnp.arange(len(similarity))[None, :]
-    chosen = jnp.where(columns == drawn[:, None], similarity, 0.0).sum(axis=1)
-    losses = margin - diagonal(similarity) + chosen
-    return jnp.where(found, losses, 0.0).sum(), found
+    columns = jnp.arange(len(anchors.every.index))[None, :]
+    chosen = jnp.where(columns == drawn[:, None], anchors.similarity, 0.0).sum(axis=1)
+    return jnp.where(found, margin - positive + chosen, 0.0), found
 
 
-def _alignment(
-    similarity: Array, same: Array, other: Array, temperature: float, margin: float
-) -> Array:
-    """Returns each row's loss as an anchor; the floors leave 0 where it has no negative."""
-    logits = similarity / temperature
-    weights = jax.lax.stop_gradient(jax.nn.softmax(jnp.where(same, logits, -1e30), axis=1))
-    positive = (weights * similarity).sum(axis=1)
-    negative = temperature * jax.nn.logsumexp(jnp.where(other, logits, -1e30), axis=1)
-    return jax.nn.relu(margin - positive + negative)
-
-
-def _active(image: Array, text: Array, valid: Array) -> dict[str, Array]:
-    """Returns the fractions of valid rows that are active anchors."""
-    return {
-        "active/image_to_text": valid_mean(image.astype(jnp.float32), valid),
-        "active/text_to_image": valid_mean(text.astype(jnp.float32), valid),
-    }
+def _alignment(anchors: Anchors, *, temperature: float, margin: float) -> tuple[Array, Array]:
+    """Returns each anchor's loss, and whether it has one; the floors leave 0 without a negative."""
+    logits = anchors.similarity / temperature
+    masked = jnp.where(anchors.same, logits, -1e30)
+    weights = jax.lax.stop_gradient(jax.nn.softmax(masked, axis=1))
+    positive = (weights * anchors.similarity).sum(axis=1)
+    masked = jnp.where(anchors.other, logits, -1e30)
+    negative = temperature * jax.nn.logsumexp(masked, axis=1)
+    losses = jax.nn.relu(margin - positive + negative)
+    return losses, losses > 0

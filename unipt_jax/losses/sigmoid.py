@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unipt_jax.losses.similarity import accuracies, cosines, same_identity, valid_pairs
+from unipt_jax.losses.rows import Anchors, both_ways, valid_count
 
 
 def pairwise_sigmoid(
@@ -34,14 +34,24 @@ def pairwise_sigmoid(
         The loss in nats (0 without a valid row), and `accuracy/image_to_text` and
         `accuracy/text_to_image`: the fraction of valid rows with a positive on top.
     """
-    pairs = valid_pairs(valid)
+    # Without identities each row is one of its own.
     if identity is None:
-        positive = jnp.eye(len(valid), dtype=jnp.bool_) & pairs
-    else:
-        positive = same_identity(identity, valid)
-    similarity = cosines(image_embedding, text_embedding, valid)
-    logits = logit_scale.astype(jnp.float32) * similarity + logit_bias.astype(jnp.float32)
-    losses = jax.nn.softplus(jnp.where(positive, -logits, logits))
-    count = jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
-    loss = jnp.where(pairs, losses, 0.0).sum() / count
-    return loss, accuracies(similarity, positive, valid)
+        identity = jnp.arange(len(valid))
+    total, metrics = both_ways(
+        _decisions,
+        image_embedding,
+        text_embedding,
+        identity,
+        valid,
+        logit_scale.astype(jnp.float32),
+        logit_bias.astype(jnp.float32),
+    )
+    # Each pair was seen from both sides.
+    return total / (2.0 * valid_count(valid)), metrics
+
+
+def _decisions(anchors: Anchors, logit_scale: Array, logit_bias: Array) -> tuple[Array, Array]:
+    """Returns the sum of each anchor's binary cross-entropies, and its hit."""
+    logits = logit_scale * anchors.similarity + logit_bias
+    losses = jax.nn.softplus(jnp.where(anchors.same, -logits, logits))
+    return jnp.where(anchors.pair, losses, 0.0).sum(axis=1), anchors.hits(anchors.same)

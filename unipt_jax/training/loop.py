@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unipt_jax.core.sharding import batch_sharding, put_batch
+from unipt_jax.core import distributed
+from unipt_jax.core.errors import PreemptionError
+from unipt_jax.core.sharding import batch_block, batch_sharding, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.training import metrics
 from unipt_jax.training.checkpoints import Checkpoints
@@ -68,7 +69,7 @@ def train(
         checkpoint_every: steps between two checkpoints; the last step always has one.
         checkpoints: where they go.
         writer: where metrics go.
-        quarantine: the file that unreadable records are appended to.
+        quarantine: the file that unreadable records are appended to, with each row of metrics.
         image_of: gives the image path of a record, for that file.
         data_identity: what the data are, written into each checkpoint.
         config: written into each checkpoint.
@@ -77,24 +78,30 @@ def train(
     Raises:
         DivergenceError: a metric is NaN or infinite.
         DataError: a record cannot be read, and the pipeline does not quarantine.
+        PreemptionError: SIGTERM came; the step reached is saved.
     """
     first, logged, clock = int(state.step), int(state.step), time.perf_counter()
-    bad_records = _read_bad_records(quarantine)
-    with jax.set_mesh(mesh), _progress(first, steps) as show:
+    bad_records, unread = _read_bad_records(quarantine), set()
+    blocks = batch_block(mesh)[1]
+    with jax.set_mesh(mesh), _progress(first, steps) as show, distributed.Preemption() as preempted:
         for step in range(first + 1, steps + 1):
             batch = next(batches)
-            _note_bad_records(batch, bad_records, quarantine, image_of)
+            unread |= set(batch["record"][~batch["valid"]].tolist())
             state, scalars = train_step(state, put_batch(batch, mesh))
             at_log = step % log_every == 0 or step == steps
-            at_checkpoint = step % checkpoint_every == 0 or step == steps
+            at_end = preempted.at(step)
+            at_checkpoint = step % checkpoint_every == 0 or step == steps or at_end
             if not (at_log or at_checkpoint):
                 continue
             row = {"step": float(step)} | metrics.fetch(scalars)
             metrics.require_finite(row, since=logged)
+            new, unread = distributed.union(unread) - bad_records, set()
+            bad_records |= new
+            _note_bad_records(new, len(bad_records), quarantine, image_of)
             seconds = time.perf_counter() - clock
-            scores = score(state.chosen) if score and at_checkpoint else {}
+            scores = score(state.chosen) if score and at_checkpoint and not at_end else {}
             if at_log or scores:
-                rows = len(batch["valid"]) * jax.process_count()
+                rows = len(batch["valid"]) * blocks
                 row["examples_per_second"] = rows * (step - logged) / seconds
                 row |= {"quarantined": float(len(bad_records))} | scores
                 writer.write(row)
@@ -104,6 +111,9 @@ def train(
                 data = dict(batches.state()) | dict(data_identity)
                 best = next((v for k, v in scores.items() if k.endswith(f"/{SCORE}")), None)
                 checkpoints.save(state, data=data, config=config, score=best)
+            if at_end and step < steps:
+                checkpoints.wait()
+                raise PreemptionError(f"SIGTERM: step {step} is saved; go on with --resume")
     checkpoints.wait()
     return state
 
@@ -114,22 +124,17 @@ def _read_bad_records(path: epath.Path) -> set[int]:
 
 
 def _note_bad_records(
-    batch: Mapping[str, np.ndarray],
-    seen: set[int],
-    path: epath.Path,
-    image_of: Callable[[int], str],
+    new: set[int], total: int, path: epath.Path, image_of: Callable[[int], str]
 ) -> None:
     """Appends records that could not be read, each once a run, to the quarantine file."""
-    new = set(batch["record"][~batch["valid"]].tolist()) - seen
-    if not new:
+    if not new or not distributed.is_first():
         return
-    seen |= new
     with path.open("a") as file:
         for record in sorted(new):
             what = "cannot be decoded; run launch/prepare.py again to see why"
             row = {"pair": record, "image": image_of(record), "what": what}
             file.write(json.dumps(row) + "\n")
-    log.warning("%d unreadable records so far; see %s", len(seen), path)
+    log.warning("%d unreadable records so far; see %s", total, path)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.sharding import Mesh
 from rich.console import Console
 
 from unipt_jax.config import schema
-from unipt_jax.core import trees
+from unipt_jax.core import distributed, trees
 from unipt_jax.core.errors import CheckpointError, ConfigError
-from unipt_jax.core.sharding import make_mesh, require_divisible
+from unipt_jax.core.sharding import batch_block, make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.evaluation import features, retrieval
 from unipt_jax.models import specs, variants
@@ -118,6 +119,7 @@ def build_batches(
     tokenizer: tokenization.Tokenizer,
     spec: DualEncoderSpec,
     epoch: np.ndarray | None,
+    mesh: Mesh,
 ) -> grain.MapDataset:
     """Returns the data set of batches, of which batch k is a function of data, seed and k.
 
@@ -126,6 +128,7 @@ def build_batches(
     Raises:
         ConfigError: the tokenizer cannot do the masking, or the identities are too few.
     """
+    block, blocks = batch_block(mesh)
     return pipeline.train_batches(
         split,
         tokenizer,
@@ -149,8 +152,8 @@ def build_batches(
         instances=config.instances,
         epoch=epoch,
         quarantine=config.on_bad_record == "quarantine",
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        block=block,
+        blocks=blocks,
     )
 
 
@@ -188,7 +191,7 @@ def check(config: schema.Train, resumed: epath.PathLike | None) -> None:
     open_evaluation(config)
     tokenizer = tokenization.load(config.text.tokenizer)
     spec = _spec(config, tokenizer, split)
-    build_batches(config, split, tokenizer, spec, epoch)
+    build_batches(config, split, tokenizer, spec, epoch, mesh)
     if resumed is None or not is_begun(resumed):
         start_from(config, spec, tokenizer)
 
@@ -242,7 +245,7 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
         spec, weights = start_from(config, spec, tokenizer)
         log_origins(config, spec, weights)
     model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))
-    dataset = build_batches(config, split, tokenizer, spec, epoch)
+    dataset = build_batches(config, split, tokenizer, spec, epoch, mesh)
     pairs = len(split.pairs[0] if epoch is None else epoch)
     steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
     transform, train_step = build_step(config, model, steps)
@@ -274,8 +277,9 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
             train_state, data = checkpoints.restore(train_state, shardings)
             _require_same_data(data, data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
-        tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
-        model_file.ModelFile(spec, config.dtype, config.text.length).write(workdir)
+        if distributed.is_first():
+            tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
+            model_file.ModelFile(spec, config.dtype, config.text.length).write(workdir)
         with (
             pipeline.Batches(dataset, start=data["next_batch"], workers=config.workers) as batches,
             metrics.Writer(workdir, step=int(train_state.step)) as writer,
@@ -294,9 +298,11 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
                 image_of=lambda pair: split.images[split.pairs[0][pair]]["path"],
                 data_identity=data_identity,
                 config=schema.to_dict(config),
-                score=None if compared is None else _scorer(config, model, compared, tokenizer),
+                score=None
+                if compared is None
+                else _scorer(config, model, compared, tokenizer, mesh),
             )
-    if jax.process_index() == 0:
+    if distributed.is_first():
         rows = metrics.read(workdir)
         Console().print(curves.table(rows))
         curves.plot(rows, workdir / "loss.png")
@@ -308,6 +314,7 @@ def _scorer(
     model: DualEncoder,
     split: builders.Split,
     tokenizer: tokenization.Tokenizer,
+    mesh: Mesh,
 ) -> loop.Score:
     """Returns what measures parameters on a split, by all of the model's features together."""
 
@@ -320,6 +327,7 @@ def _scorer(
             text_length=config.text.length,
             batch_size=config.batch_size,
             quarantine=config.on_bad_record == "quarantine",
+            mesh=mesh,
         )
         text, image = (
             features.concatenated(list(side.values())) for side in (found.text, found.image)
