@@ -121,6 +121,7 @@ def test_two_processes_are_one(both):
         assert one["test/R1"] == pytest.approx(two["test/R1"], abs=0.6)  # One of 180 may tie.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 1])
 def test_a_run_goes_on_with_fewer_devices(both, data, finish, tmp_path, devices):
     workdir = tmp_path / "run"
@@ -133,7 +134,7 @@ def test_a_run_goes_on_with_fewer_devices(both, data, finish, tmp_path, devices)
     assert difference(both[1], workdir) < 1e-5
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_exits(both, data, start, finish, tmp_path, processes):
     """The last checkpoint is of the step reached, from where the run goes on to the same bits."""
     workdir = tmp_path / "run"
@@ -165,7 +166,7 @@ def test_a_mistake_of_one_process_stops_all(data, finish, tmp_path):
     script.write_text(
         "import runpy, sys\n"
         "if sys.argv[-1] == '--process=1':\n"
-        "    sys.argv.insert(1, '--config.data=nowhere')\n"
+        "    sys.argv.append('--config.data=nowhere')\n"
         "runpy.run_path('launch/train.py', run_name='__main__')\n"
     )
     code, said = finish(
