@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +41,7 @@ FINETUNE = [
 ]
 
 
-def command(script, *arguments):
+def command(script, *arguments, **options):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, f"launch/{script}.py", *arguments],
@@ -47,6 +49,7 @@ def command(script, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        **options,
     )
 
 
@@ -121,6 +124,25 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, pretrained, tmp_
         code, _, err = finish(command("train", *arguments, f"--workdir={pretrained}", *extra))
         assert code == 2 and message in err and "Traceback" not in err
         assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(data, pretrained, tmp_path):
+    """No file may grow beyond 100 kB, so the next checkpoint fails; with room the run goes on."""
+    workdir = tmp_path / "run"
+    shutil.copytree(pretrained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    arguments = [*PRETRAIN, f"--config.data={data}", f"--workdir={workdir}", "--resume"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    code, _, err = finish(command("train", *arguments, preexec_fn=limit))
+    last = err.strip().splitlines()[-1]
+    assert code == 1 and last.startswith("error: "), err
+    assert "could not be written; the last good one is step 9" in last and "too large" in last
+    code, _, err = finish(command("train", *arguments))
+    assert code == 0 and "at step 9" in err, err
+    for (path, one), other in zip(
+        parameters(pretrained)[1].items(), parameters(workdir)[1].values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other, err_msg=path)
 
 
 def test_fine_tuning_goes_on_from_a_pre_trained_run(data, pretrained, tmp_path):

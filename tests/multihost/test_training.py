@@ -93,20 +93,20 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def difference(one, other):
+def difference(one, other, steps=STEPS):
     """The largest difference of two runs' parameters."""
     values = []
     for workdir in (one, other):
         with Checkpoints.open_read_only(workdir) as checkpoints:
-            assert checkpoints.latest_step() == STEPS
+            assert checkpoints.latest_step() == steps
             values.append(trees.flatten(checkpoints.restore_params()))
     assert values[0].keys() == values[1].keys()
     return max(np.abs(values[0][name] - values[1][name]).max() for name in values[0])
 
 
-def require_same_losses(one, other):
-    assert [row["step"] for row in rows(one)] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in rows(other)] == list(range(1, STEPS + 1))
+def require_same_losses(one, other, steps=STEPS):
+    for run in (one, other):
+        assert [row["step"] for row in rows(run)] == list(range(1, steps + 1))
     for here, there in zip(rows(one), rows(other), strict=True):
         for name in ("loss", "loss/contrastive", "loss/mlm", "gradient_norm", "learning_rate"):
             assert here[name] == pytest.approx(there[name], rel=1e-5, abs=1e-6), (here, there)
@@ -158,6 +158,44 @@ def test_sigterm_saves_and_exits(both, data, start, finish, tmp_path, processes)
     assert code == 0 and f"at step {reached}" in said, said
     require_same_losses(both[processes], workdir)
     assert difference(both[processes], workdir) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fifteen_kills_change_nothing(data, start, finish, tmp_path, processes):
+    """SIGKILL at random moments, with a save at each step; of two processes it hits one."""
+    steps, rng = 40, np.random.default_rng(processes)
+    size = {"processes": processes, "devices": 8 // processes}
+    flags = [flag for flag in TRAIN if "evaluate" not in flag and "protocol" not in flag]
+    flags += [*MIXED, f"--config.data={data}", f"--config.steps={steps}"]
+    flags += ["--config.checkpoint_every=1"]
+    code, said = finish(*flags, f"--workdir={tmp_path / 'straight'}", **size)
+    assert code == 0, said
+
+    saved = tmp_path / "run" / "checkpoints"
+    for _ in range(15):
+        before = set(saved.glob("*"))
+        process = start(*flags, f"--workdir={tmp_path / 'run'}", "--resume", **size)
+        while set(saved.glob("*")) == before:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))
+        victims = children(process.pid) if processes > 1 else [process.pid]
+        os.kill(int(rng.choice(victims)), signal.SIGKILL)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode != 0, said
+    code, said = finish(*flags, f"--workdir={tmp_path / 'run'}", "--resume", **size)
+    assert code == 0, said
+    require_same_losses(tmp_path / "straight", tmp_path / "run", steps)
+    assert difference(tmp_path / "straight", tmp_path / "run", steps) == 0
+
+
+def children(pid):
+    """The processes that a process has started."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    )
+    return [int(number) for number in listed.stdout.split()]
 
 
 def test_a_mistake_of_one_process_stops_all(data, finish, tmp_path):

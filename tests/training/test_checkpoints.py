@@ -7,7 +7,7 @@ import pytest
 
 from tests.training import micro
 from unipt_jax.core import trees
-from unipt_jax.core.errors import CheckpointError
+from unipt_jax.core.errors import CheckpointError, SaveError
 from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.training import state
 from unipt_jax.training.checkpoints import Checkpoints
@@ -234,7 +234,7 @@ def test_a_failed_write_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "rename", fail)
     monkeypatch.setattr("os.rename", fail)
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(Exception, match="No space left"):
+    with pytest.raises(SaveError, match=r"the last good one is none, .*: No space left"):
         checkpoints.save(made, data={}, config={})
         checkpoints.wait()
     monkeypatch.undo()

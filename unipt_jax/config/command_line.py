@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,14 @@ from etils import epath
 
 from unipt_jax.config import load, schema
 from unipt_jax.core import distributed
-from unipt_jax.core.errors import ConfigError, DivergenceError, PreemptionError, UserError, nearest
+from unipt_jax.core.errors import (
+    ConfigError,
+    DivergenceError,
+    PreemptionError,
+    SaveError,
+    UserError,
+    nearest,
+)
 from unipt_jax.core.files import CONFIG_FILE, claim_workdir, read_json, write_json
 
 Run = Callable[[Any, epath.Path, bool], None]
@@ -60,6 +68,10 @@ def main(
         sys.exit(_fail(str(error), 2))
     except DivergenceError as error:
         sys.exit(_fail(str(error), 1))
+    except SaveError as error:
+        code = _fail(str(error), 1)
+        sys.stderr.flush()
+        os._exit(code)  # Writers are still about, whose complaints would bury that line.
     except PreemptionError as error:
         sys.exit(_fail(str(error), 128 + signal.SIGTERM))
     except KeyboardInterrupt:

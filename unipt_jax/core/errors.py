@@ -28,6 +28,10 @@ class DivergenceError(Exception):
     """A metric became NaN or infinite during training (exit code 1: no flag was wrong)."""
 
 
+class SaveError(Exception):
+    """A checkpoint could not be written: a full disk, a lost mount (exit code 1)."""
+
+
 class PreemptionError(Exception):
     """The machine was asked for by SIGTERM; what was reached is saved (exit code 143)."""
 

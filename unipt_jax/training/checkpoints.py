@@ -4,8 +4,9 @@ The best one by a score stays beside the latest. Orbax writes each step aside an
 killed run leaves its last complete checkpoint and remains of the next that are never taken for one.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from unipt_jax.core import trees
-from unipt_jax.core.errors import CheckpointError
+from unipt_jax.core.errors import CheckpointError, SaveError
 from unipt_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -110,7 +111,8 @@ class Checkpoints:
             score: by which the best step is chosen; higher is better.
 
         Raises:
-            CheckpointError: the step was not taken, for it exists or an earlier write failed.
+            CheckpointError: the step was not taken, for it exists.
+            SaveError: this or an earlier one cannot be written.
         """
         self._save(
             int(state.step),
@@ -188,8 +190,13 @@ class Checkpoints:
         return restored[part]
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self.manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+            SaveError: something could not be written, in the background too.
+        """
+        with self._writing():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the directory."""
@@ -199,8 +206,24 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # What went wrong before is not to be hidden by what goes wrong for it.
+        with contextlib.suppress(SaveError) if kind else contextlib.nullcontext():
+            self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns whatever storage, tensorstore or Orbax raise into one line."""
+        try:
+            yield
+        except Exception as error:
+            good = max(self.manager.all_steps(read=True), default=None)
+            what = " ".join(str(error).split())[-300:]
+            raise SaveError(
+                f"{self.directory}: a checkpoint could not be written; the last good one is "
+                f"{'none' if good is None else f'step {good}'}, from which --resume goes on once "
+                f"there is room: {what}"
+            ) from error
 
     def _save(
         self,
@@ -210,9 +233,9 @@ class Checkpoints:
         **items: ocp.args.CheckpointArgs,
     ) -> None:
         meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
-        saved = self.manager.save(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), metrics=metrics
-        )
+        arguments = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+        with self._writing():
+            saved = self.manager.save(step, args=arguments, metrics=metrics)
         if not saved:
             raise CheckpointError(f"{self.directory}: step {step} was not saved; it exists already")
 
