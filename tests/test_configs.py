@@ -130,7 +130,7 @@ def test_every_data_set_and_recipe_of_fine_tuning_make_a_model(names):
     assert made.init == "openai/clip-vit-base-patch16"
     assert made.evaluate == (names[0] != "icfg_pedes")
     spec = spec_of(made)
-    assert spec.features == ("global", "selection") if "rde" in names[1] else ("global",)
+    assert spec.features == (("global", "selection") if "rde" in names[1] else ("global",))
     # Only a loss that is weighed has parameters of its own.
     assert bool(spec.identities) == bool(spec.mlm) == (names[1] == "recipe=irra")
 

@@ -119,10 +119,11 @@ def test_byte_pairs_by_hand(clip_tokenizer):
     assert clip_tokenizer.vocab_size == 11
 
 
-def test_clip_pads_with_its_end_token_and_has_no_mask(clip_tokenizer):
+def test_clip_pads_with_its_end_token_and_masks_with_its_last_word(clip_tokenizer):
+    """IRRA and RDE overwrite "jekyll", the last byte pair of OpenAI's."""
     roles = [getattr(clip_tokenizer, role) for role in ("start", "end", "pad", "mask")]
-    assert roles == [9, 10, 10, None]
-    assert np.flatnonzero(clip_tokenizer.is_special).tolist() == [9, 10]
+    assert roles == [9, 10, 10, 8]
+    assert np.flatnonzero(clip_tokenizer.is_special).tolist() == [8, 9, 10]
     assert clip_tokenizer.is_continuation is None
 
 
@@ -138,17 +139,17 @@ def test_truncation_keeps_clips_end_token(clip_tokenizer, words):
 @pytest.mark.parametrize(
     ("more", "pad", "mask"),
     [
-        ((), 10, None),
+        ((), 10, 8),
         (("<|mask|>",), 10, 11),
         (("[PAD]", "[MASK]"), 11, 12),
-        (("<|person|>",), 10, None),  # Special by its own flag, without a role here.
+        (("<|person|>",), 10, 8),  # Special by its own flag, without a role here.
     ],
 )
 def test_special_tokens_by_any_name(tmp_path, around, more, pad, mask):
     write_byte_pairs(tmp_path, around, more)
     loaded = tokenization.load(str(tmp_path))
     assert (loaded.start, loaded.end, loaded.pad, loaded.mask) == (9, 10, pad, mask)
-    assert np.flatnonzero(loaded.is_special).tolist() == list(range(9, 11 + len(more)))
+    assert np.flatnonzero(loaded.is_special).tolist() == list(range(min(mask, 9), 11 + len(more)))
 
 
 def test_saving_and_pickling_keep_clips_ids_and_special_tokens(clip_tokenizer, tmp_path):

@@ -15,9 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 import unipt_jax
 from unipt_jax.core.errors import DataError
+from unipt_jax.evaluation import retrieval
 from unipt_jax.evaluation.retrieval import (
     bootstrap,
     cosine_blocks,
+    exact,
     rank_blocks,
     rank_features,
     rank_similarity,
@@ -166,7 +168,9 @@ def test_the_other_direction_differs():
     query, gallery, query_identity, gallery_identity = features(identities=12)
     there = rank_features(query, gallery, query_identity, gallery_identity).metrics()
     back = rank_features(gallery, query, gallery_identity, query_identity).metrics()
-    cosine = np.concatenate(list(cosine_blocks(*unit_rows(query, gallery))))
+    cosine = np.concatenate(
+        list(cosine_blocks(unit_rows(query, "query"), unit_rows(gallery, "gallery")))
+    )
     assert unipt_jax.evaluate_ranks(cosine.T, gallery_identity, query_identity) == back != there
 
 
@@ -193,16 +197,27 @@ def near_ties():
 @pytest.mark.parametrize("chunk", [1, 7, 39, 40, 1000])
 def test_the_chunk_changes_no_bit(chunk):
     query, gallery, query_identity, gallery_identity = near_ties()
-    rows = unit_rows(query, gallery)
+    rows = unit_rows(query, "query"), unit_rows(gallery, "gallery")
     blocks = list(cosine_blocks(*rows, chunk=chunk))
     assert {len(block) for block in blocks[:-1]} <= {chunk}
     cosine = np.concatenate(blocks)
     assert cosine.dtype == np.float32
-    np.testing.assert_array_equal(cosine, (rows[0] @ rows[1].T).astype(np.float32))
+    whole = exact(rows[0]) @ exact(rows[1]).T
+    np.testing.assert_array_equal(cosine, whole.astype(np.float32))
     ranking = rank_features(query, gallery, query_identity, gallery_identity, chunk=chunk)
     whole = rank_similarity(cosine, query_identity, gallery_identity)
     for name, values in ranking.per_query().items():
         np.testing.assert_array_equal(values, whole.per_query()[name])
+
+
+@pytest.mark.parametrize("size", [1, 67 * 7, 67 * 40])
+def test_the_gallerys_parts_change_no_bit(monkeypatch, size):
+    query, gallery, *_ = near_ties()
+    rows = unit_rows(query, "query"), unit_rows(gallery, "gallery")
+    want = np.concatenate(list(cosine_blocks(*rows, chunk=9)))
+    monkeypatch.setattr(retrieval, "_PART", size)
+    have = np.concatenate(list(cosine_blocks(*rows, chunk=9)))
+    np.testing.assert_array_equal(have, want)
 
 
 def test_no_order_changes_a_figure():
@@ -222,9 +237,9 @@ def test_no_order_changes_a_figure():
 def test_cosines_are_exact_but_for_one_rounding():
     """Each sum in integers of any size; a duplicate's cosine is the same at any place."""
     query, gallery, *_ = near_ties()
-    rows = unit_rows(query, gallery)
+    rows = unit_rows(query, "query"), unit_rows(gallery, "gallery")
     (cosine,) = cosine_blocks(*rows)
-    whole = [(side * 2.0**26).astype(int).tolist() for side in rows]
+    whole = [side.tolist() for side in rows]
     for i, j in np.random.default_rng(0).integers(40, size=(50, 2)):
         product = sum(a * b for a, b in zip(whole[0][i], whole[1][j], strict=True))
         assert cosine[i, j] == np.float32(product / 2**52)

@@ -110,8 +110,11 @@ def test_semi_hard_ranking(seed):
             [cosines for _, cosines in _directions(torch.tensor(image), torch.tensor(text))]
         )
     negative = jnp.asarray(identity[:, None] != identity)
-    for part, half in zip(jax.random.split(key), similarity.split(BATCH), strict=True):
-        columns, found = _draw(jnp.asarray(half.numpy()), negative, part, margin=margin)
+    for side, half in enumerate(similarity.split(BATCH)):
+        # Each anchor's key: folded by side, then by row.
+        keys = [jax.random.fold_in(jax.random.fold_in(key, side), row) for row in range(BATCH)]
+        half = jnp.asarray(half.numpy())
+        columns, found = _draw(jnp.diagonal(half), half, negative, jnp.stack(keys), margin=margin)
         drawn += [int(j) if any_ else None for j, any_ in zip(columns, found, strict=True)]
     assert sum(column is not None for column in drawn) >= 4
 

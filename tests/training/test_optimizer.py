@@ -122,10 +122,10 @@ GROUPS = {
     "mlm_head/dense/kernel": (0.5, True),
     "logit_bias": (0.5, False),  # One number, which is no bias of a layer.
     "cross_modal/mlm_head/dense/kernel": (5.0, True),
-    "pgu/foreground/bias": (10.0, False),
+    "pgu/foreground/bias": (5.0, False),
     "text_selection/fc1/kernel": (5.0, True),
     "identity_head/kernel": (5.0, True),
-    "identity_head/bias": (10.0, False),
+    "identity_head/bias": (5.0, False),
 }
 
 

@@ -4,9 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from unipt_jax.config import load, schema
 from unipt_jax.core import trees
@@ -21,7 +24,7 @@ from unipt_jax.core.sharding import make_mesh
 from unipt_jax.data import annotations, builders, images, pipeline, tokenization
 from unipt_jax.models import specs, variants
 from unipt_jax.models.dual_encoder import DualEncoder
-from unipt_jax.training import loop, metrics, model_file, run
+from unipt_jax.training import loop, metrics, model_file, run, state
 from unipt_jax.training.checkpoints import Checkpoints
 
 SMALL = {
@@ -443,3 +446,76 @@ def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path, caplog
         assert f"\n{part} starts at random" in "\n" + "\n".join(caplog.messages)
     with pytest.raises(ConversionError, match=rf"embedding_dim {spec.embedding_dim}, not 64"):
         run.check(fine_tuning(data, **changes, **{"model.embedding_dim": 64}), None)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "finetune.py:cuhk_pedes",
+        "finetune.py:cuhk_pedes,recipe=irra",
+        "finetune.py:cuhk_pedes,recipe=rde",
+        "finetune.py:cuhk_pedes,recipe=tbps_clip",
+        "finetune.py:cuhk_pedes,recipe=clip",
+        "pretrain.py:recipe=sdm",
+    ],
+)
+def test_each_recipe_takes_a_step_of_its_full_size(data, tmp_path, variant):
+    """In shapes alone, on a batch of the sample; CLIP's tokenizer is one that spells all words."""
+    of_clip = "recipe" in variant
+    _write_letters(tmp_path)
+    changes = {
+        "data": str(data),
+        "steps": 2,
+        "batch_size": 8,
+        "evaluate": False,
+        "init": "",
+        "text.tokenizer": str(tmp_path) if of_clip else "examples/tokenizer",
+        "mesh.data": 8,
+    }
+    if not of_clip:
+        changes |= {"init_image": "", "init_text": ""}
+    made = load.load(f"configs/{variant}", changes)
+    tokenizer, (split, epoch) = tokenization.load(made.text.tokenizer), run.open_data(made)
+    spec = run.build_spec(
+        made,
+        vocab_size=tokenizer.vocab_size,
+        end_token=tokenizer.end,
+        identities=split.identity_count,
+    )
+    batch = run.build_batches(made, split, tokenizer, spec, epoch, make_mesh())[0]
+    if "irra" in variant or "rde" in variant:
+        masked = batch["masked_text" if "irra" in variant else "text"]
+        assert (masked == tokenizer.mask).any()
+    model = DualEncoder(spec)
+    transform, train_step = run.build_step(made, model, 2)
+
+    def start(seed):
+        key, shapes = jax.random.key(seed), specs.abstract_batch(spec, 8)
+        example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        params = nn.meta.unbox(model.init(key, example, train=False))["params"]
+        return state.TrainState(np.int32(0), params, transform.init(params), None, key)
+
+    before = jax.eval_shape(start, 0)
+    after, found = jax.eval_shape(train_step, before, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    expected = {name for name, weight in vars(made.loss).items() if weight} & {
+        "contrastive", "mlm", "identity", "ranking", "sdm", "tal", "n_itc", "r_itc", "c_itc"
+    }  # fmt: skip
+    assert {f"loss/{name}" for name in expected} <= found.keys()
+
+
+def _write_letters(directory):
+    """A tokenizer as CLIP's, without a mask token, whose byte pairs are single characters."""
+    around = ("<|startoftext|>", "<|endoftext|>")
+    characters = [chr(number) for number in range(33, 127)]
+    pieces = [*characters, *(f"{each}</w>" for each in characters), *around]
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(ids, [], unk_token=around[1], end_of_word_suffix="</w>")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.add_special_tokens(list(around))
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{around[0]} $A {around[1]}", special_tokens=[(name, ids[name]) for name in around]
+    )
+    made.save(str(directory / "tokenizer.json"))

@@ -225,7 +225,7 @@ class Optimizer:
         default=1.0,
         at_least=0,
     )
-    bias: float = field("for biases, on top of the others (IRRA: 2)", default=1.0, at_least=0)
+    bias: float = field("for the encoders' biases, on top of theirs (IRRA: 2)", default=1.0, at_least=0)
     warmup: float = field(
         "share of the steps with a linear rise (paper: 0.1)", default=0.1, at_least=0, at_most=1
     )

@@ -30,6 +30,9 @@ ROLES = {
 class Tokenizer:
     """A tokenizer with the ids of its special tokens, of which it may lack `mask`.
 
+    CLIP's has no token to mask with; as in IRRA and RDE the last of its byte pairs, a rare word,
+    stands for it, so that ids and the table of embeddings stay as they are.
+
     `is_special` and `is_continuation` (a piece that goes on with the word before it) are
     `bool[vocab_size]`. `is_continuation` is None with byte pairs: those mark the end of a word, so
     what a piece goes on with is not told by its id. `name` is what the tokenizer was loaded by;
@@ -89,6 +92,10 @@ def load(name: str) -> Tokenizer:
         ids[role] = next((vocabulary[token] for token in spellings if token in vocabulary), None)
         if ids[role] is None and role != "mask":
             raise DataError(f"tokenizer {name!r} has no {role} token {' or '.join(spellings)}")
+    if ids["mask"] is None and isinstance(backend.model, tokenizers.models.BPE):
+        special = {added.content for added in backend.get_added_tokens_decoder().values()}
+        words = [number for token, number in vocabulary.items() if token not in special]
+        ids["mask"] = max(words, default=None)
     encoded = backend.encode("a").ids
     if (encoded[0], encoded[-1]) != (ids["start"], ids["end"]):
         raise DataError(f"tokenizer {name!r} does not put its start and end tokens around a text")

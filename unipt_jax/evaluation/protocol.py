@@ -28,6 +28,7 @@ from unipt_jax.evaluation.retrieval import (
     Ranking,
     bootstrap,
     cosine_blocks,
+    exact,
     rank_blocks,
     unit_rows,
 )
@@ -198,10 +199,10 @@ def measure(
     """
     image_identities = split.identities[features.images]
     text_identities = split.identities[split.pairs[0][features.pairs]]
-    figures, rankings, leading_rows = {}, {}, None
+    figures, rankings = {}, {}
     names = list(features.image)
     for name in [*names, CONCATENATED] if len(names) > 1 else names:
-        texts, images = unit_rows(*_sides(features, name))
+        texts, images = _rows(features, name)
         both = {
             TEXT_TO_IMAGE: rank_blocks(
                 cosine_blocks(texts, images), text_identities, image_identities
@@ -212,8 +213,9 @@ def measure(
         }
         figures[name] = {direction: _figures(ranking) for direction, ranking in both.items()}
         if name == leading:
-            rankings, leading_rows = both, (texts, images)
-    texts, images = leading_rows
+            rankings = both
+        del texts, images  # Of large data sets only one feature's fit beside the features.
+    texts, images = _rows(features, leading)
     manifest = builders.read_manifest(split.directory)
     summary = {
         "name": manifest["name"],
@@ -250,11 +252,15 @@ def measure(
     )
 
 
-def _sides(features: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
-    if name == CONCATENATED:
-        sides = (features.text, features.image)
-        return tuple(features_lib.concatenated(list(side.values())) for side in sides)
-    return features.text[name], features.image[name]
+def _rows(features: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns one feature's unit rows of texts and images."""
+
+    def of_side(named: Mapping[str, np.ndarray], side: str) -> np.ndarray:
+        if name == CONCATENATED:
+            return unit_rows(features_lib.concatenated(list(named.values())), side)
+        return unit_rows(named[name], side)
+
+    return of_side(features.text, "query"), of_side(features.image, "gallery")
 
 
 def _figures(ranking: Ranking) -> dict[str, Any]:
@@ -340,7 +346,7 @@ def _drawn_pairs(
 def _cosines(
     texts: np.ndarray, images: np.ndarray, text: np.ndarray, image: np.ndarray
 ) -> np.ndarray:
-    return np.einsum("nd,nd->n", texts[text], images[image]).astype(np.float32)
+    return np.einsum("nd,nd->n", exact(texts[text]), exact(images[image])).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------- the checkpoint

@@ -14,7 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from unipt_jax.core.errors import ConfigError
-from unipt_jax.evaluation.retrieval import CHUNK, cosine_blocks, unit_rows
+from unipt_jax.evaluation.retrieval import (
+    CHUNK,
+    cosine_blocks,
+    exact,
+    require_same_width,
+    unit_rows,
+)
 
 # One array an item: items near it, or what it is made of.
 Ragged = list[np.ndarray]
@@ -56,7 +62,9 @@ def reranked_blocks(
         raise ConfigError(
             f"k1={k1} and k2={k2} must be at least 1, and weight={weight} within 0 and 1"
         )
-    rows = np.concatenate(unit_rows(query, gallery))
+    rows = [unit_rows(query, "query"), unit_rows(gallery, "gallery")]
+    require_same_width(*rows)
+    rows = np.concatenate(rows)
     queries, size = len(query), len(gallery)
     (near, half, top), farthest = _neighbours(rows, (k1 + 1, round(k1 / 2) + 1, k2), chunk)
     members = _expanded(_reciprocal(near), _reciprocal(half))
@@ -138,7 +146,7 @@ def _shares(rows: np.ndarray, members: Ragged, farthest: np.ndarray) -> Ragged:
     shares = []
     for item, own in enumerate(members):
         # In float32, as in the blocks: a distance is the same wherever it is computed.
-        cosine = (rows[own] @ rows[item]).astype(np.float32)
+        cosine = (exact(rows[own]) @ exact(rows[item])).astype(np.float32)
         weights = np.exp(-_distance(cosine, farthest[item]))
         shares.append(weights / weights.sum())
     return shares

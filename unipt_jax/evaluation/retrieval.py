@@ -28,6 +28,7 @@ _SORTED_FROM = 16
 # row's products stays below 2 (Cauchy-Schwarz), so float64 holds each exactly, in any order. The
 # cosine moves by some 1e-8, less than its own rounding to float32.
 _GRID = 2.0**26
+_PART = 2**24  # Numbers of the gallery that are float64 at once: 128 MiB.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,8 @@ def rank_features(
 ) -> Ranking:
     """Ranks the gallery for each query by cosine similarity in float32.
 
-    Beyond the features it needs their copies in float64 and 12 bytes times `chunk` times G.
+    Beyond the features it needs a copy of them in 32 bits, 128 MiB, and some 12 bytes times `chunk`
+    times G.
 
     Args:
         query: any length, any float type.
@@ -123,7 +125,7 @@ def rank_features(
     Raises:
         DataError: shapes or types do not fit, a feature is not finite, or no query has a match.
     """
-    rows = unit_rows(query, gallery)
+    rows = unit_rows(query, "query"), unit_rows(gallery, "gallery")
     identities = _identities(query_identities, "query"), _identities(gallery_identities, "gallery")
     _require_fit((len(rows[0]), len(rows[1])), identities, "the features have")
     return rank_blocks(cosine_blocks(*rows, chunk=chunk), *identities)
@@ -179,32 +181,52 @@ def rank_blocks(
     )
 
 
-def unit_rows(
-    query: Float[np.ndarray | Array, "Q D"], gallery: Float[np.ndarray | Array, "G D"]
-) -> tuple[Float[np.ndarray, "Q D"], Float[np.ndarray, "G D"]]:
-    """Scales features to length 1, in float64, on the grid that `cosine_blocks` needs.
+def unit_rows(features: Float[np.ndarray | Array, "N D"], side: str) -> Int[np.ndarray, "N D"]:
+    """Scales features to length 1, in whole numbers (int32) of the grid that `exact` tells.
 
     Zeros stay zeros: their cosine with any row is 0.
 
     Args:
-        query: any length, any float type.
-        gallery: the same.
+        features: any length, any float type.
+        side: "query" or "gallery", for errors.
 
     Raises:
-        DataError: they are no matrices of floats, differ in width, or are not finite in float32.
+        DataError: they are no matrix of floats, or not finite in float32.
     """
-    query = _matrix(query, "query features", "Q, D")
-    gallery = _matrix(gallery, "gallery features", "G, D")
+    features = _matrix(features, f"{side} features", f"{side[0].upper()}, D")
+    features = features.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise DataError(f"{side} features: row {bad[0]} is not finite ({len(bad)} such rows)")
+    units = np.empty(features.shape, np.int32)
+    for at in range(0, len(features), CHUNK):
+        rows = features[at : at + CHUNK].astype(np.float64)
+        length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        rows *= (_GRID / np.where(length > 0, length, 1.0))[:, None]
+        units[at : at + CHUNK] = np.rint(rows)
+    return units
+
+
+def require_same_width(query: np.ndarray, gallery: np.ndarray) -> None:
+    """Checks that both sides' features have as many numbers.
+
+    Raises:
+        DataError: they have not.
+    """
     if query.shape[1] != gallery.shape[1]:
         raise DataError(
             f"query features have {query.shape[1]} dimensions, those of the gallery "
             f"{gallery.shape[1]}; take both from one model"
         )
-    return _unit_rows(query, "query"), _unit_rows(gallery, "gallery")
+
+
+def exact(rows: Int[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N D"]:
+    """Returns rows from `unit_rows` as float64, which holds their products and sums too."""
+    return rows / _GRID
 
 
 def cosine_blocks(
-    query: Float[np.ndarray, "Q D"], gallery: Float[np.ndarray, "G D"], *, chunk: int = CHUNK
+    query: Int[np.ndarray, "Q D"], gallery: Int[np.ndarray, "G D"], *, chunk: int = CHUNK
 ) -> Iterator[Float[np.ndarray, "C G"]]:
     """Yields the cosines of `chunk` queries after another with the whole gallery, in float32.
 
@@ -216,12 +238,24 @@ def cosine_blocks(
         query: from `unit_rows`.
         gallery: the same.
         chunk: at least 1.
+
+    Raises:
+        DataError: their widths differ.
     """
+    require_same_width(query, gallery)
+    # A large gallery is made float64 part by part, for each chunk anew; a small one once.
+    step = max(1, _PART // max(1, gallery.shape[1]))
+    parts = [slice(at, at + step) for at in range(0, len(gallery), step)]
+    kept = [exact(gallery[part]) for part in parts] if len(parts) == 1 else None
     # Kept from chunk to chunk: new memory costs a page fault every 4 KiB.
-    products = np.empty((min(chunk, len(query)), len(gallery)))
+    products = np.empty((min(chunk, len(query)), min(step, len(gallery))))
     for at in range(0, len(query), chunk):
-        part = query[at : at + chunk]
-        yield np.matmul(part, gallery.T, out=products[: len(part)]).astype(np.float32)
+        part = exact(query[at : at + chunk])
+        block = np.empty((len(part), len(gallery)), np.float32)
+        for number, where in enumerate(parts):
+            rows = kept[number] if kept else exact(gallery[where])
+            block[:, where] = np.matmul(part, rows.T, out=products[: len(part), : len(rows)])
+        yield block
 
 
 def bootstrap(
@@ -271,19 +305,6 @@ def _ranks(row: Float[np.ndarray, "G"], own: Int[np.ndarray, "M"]) -> Int[np.nda
         at_least = len(row) - np.searchsorted(np.sort(row), hits)
     others = at_least - (len(hits) - np.searchsorted(hits, hits))
     return others[::-1] + np.arange(1, len(hits) + 1)
-
-
-def _unit_rows(features: np.ndarray, side: str) -> np.ndarray:
-    features = features.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise DataError(f"{side} features: row {bad[0]} is not finite ({len(bad)} such rows)")
-    rows = features.astype(np.float64, order="C")
-    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    rows *= (_GRID / np.where(length > 0, length, 1.0))[:, None]
-    np.rint(rows, out=rows)
-    rows /= _GRID
-    return rows
 
 
 def _matrix(values: np.ndarray | Array, name: str, shape: str) -> np.ndarray:

@@ -91,8 +91,8 @@ def make_optimizer(
         clip_norm: largest global norm.
         name: "adamw" or "adam".
         factors: on the learning rate, by group: "image" and "text" (an encoder with its
-            projection), "new" (what has no counterpart in a pre-trained model), and "bias", which
-            comes on top of the others. A group that is not named has 1.
+            projection), "new" (what has no counterpart in a pre-trained model, its biases too),
+            and "bias", on top of an encoder's. A group that is not named has 1.
     """
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon)
@@ -103,13 +103,15 @@ def make_optimizer(
 
 
 def _scale_groups(factors: Mapping[str, float] | None) -> optax.GradientTransformation:
-    """Multiplies each update by the factors of its group and, if it is one, of biases."""
+    """Multiplies each update by the factor of its group and, of an encoder's biases, by theirs."""
     factors = factors or {}
 
     def scale(path: str, change: jax.Array) -> jax.Array:
         names = path.split("/")
-        factor = factors.get(_GROUPS.get(names[0], "new"), 1.0)
-        factor *= factors.get("bias", 1.0) if names[-1] == "bias" else 1.0
+        group = _GROUPS.get(names[0], "new")
+        factor = factors.get(group, 1.0)
+        if names[-1] == "bias" and group != "new":
+            factor *= factors.get("bias", 1.0)
         return change if factor == 1.0 else factor * change
 
     return optax.stateless(lambda updates, _: trees.map_with_path(scale, updates))
