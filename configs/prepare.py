@@ -21,6 +21,7 @@ VARIANTS = {
     },
     "demo": {
         "dataset": "cuhk_pedes",
+        "name": "sample",
         "source": "examples/pedestrians",
         "tokenizer": "examples/tokenizer",
     },

@@ -45,7 +45,7 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
     builders.write(
         [record for record in records if record.position not in left_out],
         source=config.source,
-        name=config.dataset,
+        name=config.name or config.dataset,
         workdir=workdir,
         tokenizer=config.tokenizer,
         quarantined=len(left_out),

@@ -224,6 +224,15 @@ def test_what_is_said_of_a_checkpoint(tmp_path):
     pre = origin(tmp_path, stage="pretrain", data=str(data), paper_protocol=False)
     assert "not fine-tuned. No test split" in pre.sentence()
     assert pre.setting("icfg_pedes") == "direct transfer"
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    origin(earlier, stage="finetune", data=str(data), paper_protocol=True)
+    later = origin(tmp_path, stage="finetune", data=str(data), init=str(earlier))
+    assert "itself chosen on a test split" in later.sentence() and not later.paper_protocol
+    latest = tmp_path / "latest"
+    latest.mkdir()
+    again = origin(latest, stage="finetune", data=str(data), init=str(tmp_path))
+    assert "itself chosen on a test split" in again.sentence()
     foreign = read_origin("openai/clip-vit-base-patch16")
     assert (
         "not recorded" in foreign.sentence() and foreign.setting("toy") == "training not recorded"

@@ -138,13 +138,13 @@ def test_quarantine_then_resume(tmp_path, prepare):
     save(source, [*rows, {**rows[0], "file_path": "Market/9.jpg"}, {**rows[0], "captions": []}])
     flags = [f"--config.source={source}", f"--workdir={workdir}", "--config.tokenizer="]
     assert prepare("cuhk_pedes", *flags)[0] == 2
-    flags.append("--config.on_bad_record=quarantine")
+    flags += ["--config.on_bad_record=quarantine", "--config.name=mine"]
     code, output, errors = prepare("cuhk_pedes", *flags, "--overwrite")
     assert code == 0, errors
     assert "records left out: 2" in output
     assert "imgs/Market 1" in errors
     manifest = json.loads((workdir / "manifest.json").read_text())
-    assert manifest["quarantined"] == 2
+    assert manifest["quarantined"] == 2 and manifest["name"] == "mine"
     assert manifest["splits"]["train"] == {"images": 1, "captions": 1, "identities": 1}
     lines = (workdir / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["record"] for line in lines] == [2, 3]

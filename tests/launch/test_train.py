@@ -165,6 +165,20 @@ def test_fine_tuning_goes_on_from_a_pre_trained_run(data, pretrained, tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["stage"], config["data"]) == ("finetune", [str(data), str(data)])
 
+    # Measured on five people that its classifier, of twelve, does not know.
+    measured = tmp_path / "evaluation"
+    where = [f"--config.data={data}", f"--config.checkpoint={tmp_path / 'run'}"]
+    code, out, err = finish(
+        command("evaluate", "--config=configs/evaluate.py:demo", *where, f"--workdir={measured}")
+    )
+    assert code == 0 and "Traceback" not in err, err
+    found = json.loads((measured / "evaluation.json").read_text())
+    assert set(found["data_sets"][0]["features"]) == {"global", "pgu", "concatenated"}
+    assert found["queries"] == 360 and found["gallery"] == 180
+    assert "Fine-tuned on sample and sample" in out.replace("\n", " ")
+    report = (measured / "report.html").read_text()
+    assert "No test split had a part" in report and "examples/tokenizer" in report
+
 
 def test_an_unknown_recipe_is_answered_with_the_nearest(data, tmp_path):
     workdir = tmp_path / "x"

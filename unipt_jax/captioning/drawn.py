@@ -1,7 +1,8 @@
 """Drawn pedestrians and captions of what was drawn: a data set of any size from a seed.
 
-A stand-in for LUPerson where nothing can be downloaded: what the captions say is true by
-construction, whereas a captioner's pseudo texts err.
+A stand-in for LUPerson where nothing can be downloaded: what the captions say is true of who was
+drawn, whereas a captioner's pseudo texts err. It need not all show: a crop may cut off the shoes, a
+helmet hide the hair.
 """
 
 import concurrent.futures

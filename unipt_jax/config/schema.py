@@ -6,6 +6,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -225,7 +226,9 @@ class Optimizer:
         default=1.0,
         at_least=0,
     )
-    bias: float = field("for the encoders' biases, on top of theirs (IRRA: 2)", default=1.0, at_least=0)
+    bias: float = field(
+        "for the encoders' biases, on top of theirs (IRRA: 2)", default=1.0, at_least=0
+    )
     warmup: float = field(
         "share of the steps with a linear rise (paper: 0.1)", default=0.1, at_least=0, at_most=1
     )
@@ -428,6 +431,10 @@ class Prepare:
             "drawn",
         ),
     )
+    name: str = field(
+        "by which reports call the data set: letters, digits and _; empty: as its layout",
+        default="",
+    )
     source: str = field(
         "directory with the annotation file and the images; drawn needs none", default=""
     )
@@ -463,6 +470,10 @@ class Prepare:
 
     def __post_init__(self) -> None:
         """Checks what no single field can show."""
+        if self.name and not re.fullmatch("[a-z][a-z0-9_]*", self.name):
+            raise ConfigError(
+                f"name={self.name!r}: write it of small letters, digits and _, a letter first"
+            )
         if not self.source and self.dataset != "drawn":
             raise ConfigError("source is not set; pass --config.source=...")
         if self.validation and self.dataset == "drawn":

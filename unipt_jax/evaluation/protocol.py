@@ -360,12 +360,14 @@ class Origin:
         stage: of the run, or empty for weights from elsewhere.
         trained: names of the data sets that it was trained on.
         paper_protocol: whether the test split chose the checkpoint.
+        tested_before: whether a test split chose one that its training started from.
         config: the run's configuration.
     """
 
     stage: str
     trained: Sequence[str]
     paper_protocol: bool
+    tested_before: bool
     config: Mapping[str, Any]
 
     def setting(self, tested: str) -> str:
@@ -384,6 +386,11 @@ class Origin:
                 "published code (paper_protocol=True): its figures there are those of the best of "
                 "several tries, not of unseen data."
             )
+        if self.tested_before:
+            return (
+                f"{trained}, from a checkpoint that was itself chosen on a test split "
+                "(paper_protocol=True)."
+            )
         if self.stage == "finetune":
             return f"{trained}. No test split had a part in choosing the checkpoint."
         if self.stage == "pretrain":
@@ -401,14 +408,16 @@ def read_origin(checkpoint: str) -> Origin:
         DataError: the file cannot be read.
     """
     if not is_run(checkpoint):
-        return Origin("", (), False, {})
+        return Origin("", (), False, False, {})
     config = read_json(epath.Path(checkpoint) / CONFIG_FILE)
     data = config.get("data", [])
     directories = [data] if isinstance(data, str) else data
+    before = read_origin(config["init"]) if config.get("init") else None
     return Origin(
         stage=config["stage"],
         trained=[_name_of(directory) for directory in directories],
         paper_protocol=config.get("paper_protocol", False),
+        tested_before=before is not None and (before.paper_protocol or before.tested_before),
         config=config,
     )
 
