@@ -1,0 +1,29 @@
+#!/bin/bash
+# Pre-trains on a slice of a TPU pod: the same command on each of its hosts, which find each other.
+#
+#   NAME=my-slice ZONE=us-east5-b BUCKET=gs://my-bucket REPOSITORY=URL \
+#     bash launch/examples/tpu_pod.sh
+#
+# The slice exists, e.g. by
+#   gcloud compute tpus tpu-vm create $NAME --zone=$ZONE --accelerator-type=v5litepod-256 \
+#     --version=v2-alpha-tpuv5-lite
+# $REPOSITORY is where the hosts can clone this from, and $BUCKET/data is what launch/prepare.py or
+# launch/caption.py wrote. Run it again with FLAGS=--resume after a preemption: it goes on from the
+# last checkpoint in the bucket.
+set -euo pipefail
+: "${NAME:?the name of the slice}" "${ZONE:?its zone}" "${BUCKET:?gs://... for data and results}" \
+  "${REPOSITORY:?where to clone this from}"
+
+on_all_hosts() {
+  gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+# Once a slice: the code, and JAX with TPU support. libtpu tells the hosts of each other.
+on_all_hosts "test -d unipt-jax || (git clone -q $REPOSITORY unipt-jax &&
+  python3 -m venv unipt-jax/.venv && unipt-jax/.venv/bin/pip install -q 'jax[tpu]' ./unipt-jax)"
+
+# The same on each host. Every process reads its own rows of a batch; the first one writes metrics,
+# all of them their parts of a checkpoint.
+on_all_hosts "cd unipt-jax && .venv/bin/python launch/train.py \
+  --config=configs/pretrain.py --config.data=$BUCKET/data --workdir=$BUCKET/runs/pretrain \
+  --config.dtype=bfloat16 --config.mesh.data=-1 --config.mesh.fsdp=8 ${FLAGS:-}"
