@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow test-beam lint clean
 
 install: $(STAMP)
 
@@ -29,10 +29,16 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# In an environment of its own: Beam keeps Pillow, protobuf and pyarrow at older releases.
+test-beam:
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --editable '.[test,beam]'
+	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf runs $(VENV)
+	rm -rf runs $(VENV) $(VENV)-beam

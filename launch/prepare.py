@@ -9,13 +9,12 @@ from collections.abc import Callable
 from etils import epath
 
 from unipt_jax.captioning import drawn
-from unipt_jax.config import schema
-from unipt_jax.config.command_line import main
-from unipt_jax.data import annotations, builders, tokenization
+from unipt_jax.config import command_line, schema
+from unipt_jax.data import annotations, beam, builders, tokenization
 
 
-def read(config: schema.Prepare) -> tuple[list, list, Callable]:
-    """Returns records, problems and what reads an image: annotated ones, or drawn ones."""
+def read(config: schema.Prepare) -> tuple[list, list, Callable | None]:
+    """Returns records, problems and what reads an image that is no file: annotated, or drawn."""
     if config.dataset == "drawn":
         records = drawn.records(count=config.count, seed=config.seed)
         size = {"height": config.height, "width": config.width}
@@ -26,7 +25,8 @@ def read(config: schema.Prepare) -> tuple[list, list, Callable]:
 
 
 def check(config: schema.Prepare, resumed: epath.PathLike | None) -> None:
-    """Raises what is wrong with the annotation file as a whole or with the tokenizer."""
+    """Raises what is wrong with the runner, the annotation file as a whole or the tokenizer."""
+    beam.require(config.beam_runner, config.beam_options)
     if config.dataset != "drawn":
         read(config)
     if config.tokenizer:
@@ -35,25 +35,25 @@ def check(config: schema.Prepare, resumed: epath.PathLike | None) -> None:
 
 def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
     """Prepares `workdir`; with `resume`, only an incomplete one, from its start."""
-    if resume and (workdir / builders.MANIFEST).exists():
-        print(builders.summary(builders.read_manifest(workdir)))
-        return
-    records, problems, read_image = read(config)
-    if config.dataset != "drawn":
-        problems += builders.check_images(records, config.source, read_image)
-    left_out = builders.set_aside(problems, workdir, stop=config.on_bad_record == "stop")
-    builders.write(
-        [record for record in records if record.position not in left_out],
-        source=config.source,
-        name=config.name or config.dataset,
-        workdir=workdir,
-        tokenizer=config.tokenizer,
-        quarantined=len(left_out),
-        notices=Counter(problem.what for problem in problems if problem.kind == "notice"),
-        read=read_image,
-    )
+    if not (resume and (workdir / builders.MANIFEST).exists()):
+        records, problems, reader = read(config)
+        spread = beam.spread_on(config.beam_runner, config.beam_options, workdir)
+        if config.dataset != "drawn":
+            problems += builders.check_images(records, config.source, reader, spread)
+        left_out = builders.set_aside(problems, workdir, stop=config.on_bad_record == "stop")
+        builders.write(
+            [record for record in records if record.position not in left_out],
+            source=config.source,
+            name=config.name or config.dataset,
+            workdir=workdir,
+            tokenizer=config.tokenizer,
+            quarantined=len(left_out),
+            notices=Counter(problem.what for problem in problems if problem.kind == "notice"),
+            read=reader,
+            spread=spread,
+        )
     print(builders.summary(builders.read_manifest(workdir)))
 
 
 if __name__ == "__main__":
-    main(run, doc=__doc__, check=check)
+    command_line.main(run, doc=__doc__, check=check)

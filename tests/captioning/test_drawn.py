@@ -3,6 +3,7 @@
 import collections
 import functools
 import io
+import pickle
 import re
 
 import numpy as np
@@ -251,3 +252,11 @@ def test_out_of_order_is_said():
     read = drawn.reader([first, second], seed=0, height=8, width=4)
     with pytest.raises(ValueError, match=f"{second.image} was asked for before {first.image}"):
         read(second)
+
+
+def test_a_reader_that_travels_draws_each_image_by_itself():
+    first, second = records(2)
+    read = drawn.reader([first, second], seed=0, height=8, width=4)
+    elsewhere = pickle.loads(pickle.dumps(read))
+    images = {record: elsewhere(record) for record in (second, first)}
+    assert images[first] == read(first) != images[second] == read(second)

@@ -331,6 +331,12 @@ def test_every_comparing_loss_that_could_be_weighed_is_named():
             {"dataset": "drawn", "validation": 0.1},
             "drawn pedestrians are all for training",
         ),
+        ("prepare", {"beam_options": ["--a=b"]}, "pass --config.beam_runner=... too"),
+        (
+            "prepare",
+            {"beam_runner": "DirectRunner", "beam_options": ["--a", "b=c"]},
+            "beam_options='b=c': an option of Beam looks like --key=value",
+        ),
         ("convert", {"height": 384}, "height=384 and width=0: set both, or neither (0)"),
         ("convert", {"width": 128}, "height=0 and width=128: set both, or neither (0)"),
     ],

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -614,6 +615,9 @@ def test_images_stay_on_disk(tmp_path):
     image = image_reader("luperson_t", tmp_path)
     assert all(image(record) == images[record.position] for record in records)
     assert pa.total_allocated_bytes() - before < 1 << 20
+    travelling = pickle.dumps(image)  # To another process, which maps the file itself.
+    assert len(travelling) < 1000
+    assert pickle.loads(travelling)(records[3]) == images[records[3].position]
 
 
 # ---------------------------------------------------------------------------- from end to end

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from unipt_jax.config import command_line
-from unipt_jax.data import builders
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.data import beam, builders
 
 REPOSITORY = Path(__file__).parents[2]
 Prepare = Callable[..., tuple[int, str, str]]
@@ -177,6 +178,15 @@ def test_demo_sample(tmp_path):
         ["test", "180", "360", "5"],
     ]
     assert not (tmp_path / "problems.jsonl").exists()
+
+
+def test_without_beam_it_is_named(tmp_path, monkeypatch):
+    """Before the work directory is touched."""
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(
+        ConfigError, match=r"^beam_runner='DirectRunner' needs .*unipt-jax\[beam\]'$"
+    ):
+        beam.require("DirectRunner", ())
 
 
 DRAWN = ["--config.count=5", "--config.height=64", "--config.width=32", "--config.tokenizer="]

@@ -77,17 +77,25 @@ def reader(
 ) -> Callable[[Record], bytes]:
     """Returns what gives each record's image, as JPEG, when asked in the order of `written`.
 
-    The images are drawn ahead, in a process a core.
+    The images are drawn ahead, in a process a core. Where a pickle of it is taken, each image is
+    drawn when asked for, in any order.
     """
-    drawn = _drawn([record.image for record in written], seed, height, width)
+    return _Ahead(written, seed=seed, height=height, width=width)
 
-    def read(record: Record) -> bytes:
-        image, content = next(drawn)
+
+class _Ahead:
+    def __init__(self, written: Sequence[Record], **how: int) -> None:
+        self._draw = functools.partial(_draw, **how)
+        self._drawn = _drawn([record.image for record in written], self._draw)
+
+    def __call__(self, record: Record) -> bytes:
+        image, content = next(self._drawn)
         if image != record.image:
             raise ValueError(f"{record.image} was asked for before {image}")
         return content
 
-    return read
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return functools.partial, (_draw_record, self._draw)
 
 
 def _choices(seed: int, index: int) -> dict[str, str | None]:
@@ -103,14 +111,17 @@ def _choices(seed: int, index: int) -> dict[str, str | None]:
     return {name: label or None for name, label in labels.items()}
 
 
-def _drawn(names: Sequence[str], seed: int, height: int, width: int) -> Iterator[tuple[str, bytes]]:
-    draw = functools.partial(_draw, seed=seed, height=height, width=width)
+def _drawn(names: Sequence[str], draw: Callable[[str], bytes]) -> Iterator[tuple[str, bytes]]:
     # A fork of a process that runs JAX could wait forever for a lock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
         for start in range(0, len(names), _AT_ONCE):
             part = names[start : start + _AT_ONCE]
             yield from zip(part, pool.map(draw, part, chunksize=32), strict=True)
+
+
+def _draw_record(draw: Callable[[str], bytes], record: Record) -> bytes:
+    return draw(record.image)
 
 
 def _draw(name: str, *, seed: int, height: int, width: int) -> bytes:

@@ -467,12 +467,31 @@ class Prepare:
         default="stop",
         choices=("stop", "quarantine"),
     )
+    beam_runner: str = field(
+        "of Apache Beam, in whose workers images are checked and written: DirectRunner, "
+        "DataflowRunner or another; empty: in this process",
+        default="",
+        free_on_resume=True,
+    )
+    beam_options: tuple[str, ...] = field(
+        "of that runner, each as --key=value", default=(), free_on_resume=True
+    )
 
     def __post_init__(self) -> None:
         """Checks what no single field can show."""
         if self.name and not re.fullmatch("[a-z][a-z0-9_]*", self.name):
             raise ConfigError(
                 f"name={self.name!r}: write it of small letters, digits and _, a letter first"
+            )
+        for option in self.beam_options:
+            if not option.startswith("--"):
+                raise ConfigError(
+                    f"beam_options={option!r}: an option of Beam looks like --key=value"
+                )
+        if self.beam_options and not self.beam_runner:
+            raise ConfigError(
+                f"beam_options={','.join(self.beam_options)} are for a runner; pass "
+                "--config.beam_runner=... too"
             )
         if not self.source and self.dataset != "drawn":
             raise ConfigError("source is not set; pass --config.source=...")

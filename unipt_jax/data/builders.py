@@ -11,6 +11,10 @@ no TensorFlow is needed) with, beside it:
     manifest.json            counts and names; written last, so that it vouches for all the rest
 
 Images stay in the encoding in which they came.
+
+Checking and writing go part by part: a function is called with each part of the records, here one
+after another (`map`), or wherever a `Spread` takes it (`beam.spread_on`). Each shard is one
+part, so that the data set is the same to the byte whoever wrote it.
 """
 
 import array
@@ -44,9 +48,18 @@ QUARANTINE = "quarantine.jsonl"
 SAME_BYTES_SPLIT = "image is byte for byte one of another split"
 SAME_BYTES_IDENTITY = "image is byte for byte one of another identity"
 
+# Where a spread keeps what it passes on; removed with a preparation that did not finish.
+SPREAD_FOLDER = "spread"
+
 _EXAMPLES_PER_SHARD = 4096
-_CHECKED_AT_ONCE = 256
+_CHECKED_AT_ONCE = 1024
 _TFDS_INFO = "dataset_info.json"
+
+# The shard to write, if any, and the records that belong to it.
+Part = tuple[str, Sequence[Record]]
+# Calls a function, which can be pickled if its reader of images can, with each part, and yields the
+# results in the parts' order.
+Spread = Callable[[Callable[[Part], Any], Iterable[Part]], Iterator[Any]]
 
 
 class Images:
@@ -122,6 +135,7 @@ def check_images(
     records: Sequence[Record],
     source: epath.PathLike,
     read: Callable[[Record], bytes] | None = None,
+    spread: Spread = map,
 ) -> list[Problem]:
     """Decodes every image once, a bounded number at a time.
 
@@ -129,32 +143,31 @@ def check_images(
         records: whose images are decoded.
         source: directory that the images are relative to.
         read: returns a record's encoded image; None: it is a file below `source`.
+        spread: calls what decodes a part of the records.
 
     Returns:
         A fault for each image that cannot be decoded; a notice for each whose bytes are those of
         an earlier record in another split or under another identity.
     """
-    source = epath.Path(source)
+    starts = range(0, len(records), _CHECKED_AT_ONCE)
+    parts = (("", records[start : start + _CHECKED_AT_ONCE]) for start in starts)
+    checked = spread(functools.partial(_check, epath.Path(source), read), parts)
     problems: list[Problem] = []
     first: dict[bytes, Record] = {}
-    workers = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(records), _CHECKED_AT_ONCE):
-            chunk = records[start : start + _CHECKED_AT_ONCE]
-            checked = pool.map(lambda record: _digest(record, source, read), chunk)
-            for record, (digest, fault) in zip(chunk, checked, strict=True):
-                about = functools.partial(Problem, record.position, record.image, file=record.file)
-                if fault:
-                    problems.append(about(what=fault, kind="fault"))
-                    continue
-                twin = first.setdefault(digest, record)
-                if twin.split != record.split:
-                    what = SAME_BYTES_SPLIT
-                elif twin.identity != record.identity:
-                    what = SAME_BYTES_IDENTITY
-                else:
-                    continue
-                problems.append(about(what=what, kind="notice"))
+    digests = itertools.chain.from_iterable(checked)
+    for record, (digest, fault) in zip(records, digests, strict=True):
+        about = functools.partial(Problem, record.position, record.image, file=record.file)
+        if fault:
+            problems.append(about(what=fault, kind="fault"))
+            continue
+        twin = first.setdefault(digest, record)
+        if twin.split != record.split:
+            what = SAME_BYTES_SPLIT
+        elif twin.identity != record.identity:
+            what = SAME_BYTES_IDENTITY
+        else:
+            continue
+        problems.append(about(what=what, kind="notice"))
     return problems
 
 
@@ -202,6 +215,7 @@ def write(
     quarantined: int,
     notices: Mapping[str, int],
     read: Callable[[Record], bytes] | None = None,
+    spread: Spread = map,
 ) -> None:
     """Writes a prepared data set to `workdir`, replacing one that is there.
 
@@ -214,6 +228,7 @@ def write(
         quarantined: number of records that were left out, for the manifest.
         notices: number of notices of each kind, for the manifest.
         read: as in `check_images`.
+        spread: calls what writes a shard.
 
     Raises:
         DataError: there is no record, the tokenizer cannot be loaded, or an image cannot be read.
@@ -223,12 +238,13 @@ def write(
     splits = {split: [record for record in records if record.split == split] for split in SPLITS}
     write_splits(
         {split: members for split, members in splits.items() if members},
-        read=read or (lambda record: read_image(record, source)),
+        read=read or functools.partial(read_image, source=source),
         name=name,
         workdir=workdir,
         tokenizer=tokenizer,
         quarantined=quarantined,
         notices=notices,
+        spread=spread,
     )
 
 
@@ -241,11 +257,12 @@ def write_splits(
     tokenizer: str,
     quarantined: int,
     notices: Mapping[str, int],
+    spread: Spread = map,
 ) -> None:
     """Writes records as they come, so that there may be more of them than fit into memory.
 
-    Of each record only its identity, if it has one, and the lengths of its captions are kept until
-    the end.
+    Of each record only its identity, if it has one, and the lengths of its captions are kept for
+    longer than its shard needs.
 
     Args:
         splits: the records of each split, at least one, in order; iterated once.
@@ -255,6 +272,7 @@ def write_splits(
         tokenizer: as in `write`.
         quarantined: as in `write`.
         notices: as in `write`.
+        spread: as in `write`.
 
     Raises:
         DataError: the tokenizer cannot be loaded, or as `read`.
@@ -263,11 +281,12 @@ def write_splits(
     counter = tokenization.load(tokenizer) if tokenizer else None
     indices = {split: _Index(counter) for split in splits}
     _remove_previous(workdir)
-    _write_examples(
-        {split: _examples(records, read, indices[split].add) for split, records in splits.items()},
-        name,
-        workdir,
-    )
+    templates = {split: _template(name, split, workdir) for split in splits}
+    shards: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
+    parts = _shards(splits, templates, indices)
+    for split, count, size in spread(functools.partial(_write_shard, read), parts):
+        shards[split].append((count, size))
+    _write_info(name, workdir, templates, shards)
     counts = {split: index.write(split, workdir) for split, index in indices.items()}
     manifest = {
         "name": name,
@@ -294,6 +313,15 @@ def _describe(faults: Sequence[Problem], listing: epath.Path) -> str:
     )
 
 
+def _check(
+    source: epath.Path, read: Callable[[Record], bytes] | None, part: Part
+) -> list[tuple[bytes, str]]:
+    """Returns `_digest` of each record of the part."""
+    _, records = part
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda record: _digest(record, source, read), records))
+
+
 def _digest(
     record: Record, source: epath.Path, read: Callable[[Record], bytes] | None
 ) -> tuple[bytes, str]:
@@ -316,6 +344,8 @@ def _remove_previous(workdir: epath.Path) -> None:
     patterns += ("index-*.npz", "identities-*.json")
     for path in itertools.chain.from_iterable(map(workdir.glob, patterns)):
         path.unlink()
+    if (workdir / SPREAD_FOLDER).exists():
+        (workdir / SPREAD_FOLDER).rmtree()
 
 
 class _Serializer(tfds.core.ExampleSerializer):
@@ -326,10 +356,8 @@ class _Serializer(tfds.core.ExampleSerializer):
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
 
-def _write_examples(
-    splits: Mapping[str, Iterable[dict[str, Any]]], name: str, workdir: epath.Path
-) -> None:
-    features = tfds.features.FeaturesDict(
+def _features() -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
             "captions": tfds.features.Sequence(tfds.features.Text()),
@@ -338,23 +366,91 @@ def _write_examples(
             "path": tfds.features.Text(),
         }
     )
+
+
+def _template(name: str, split: str, workdir: epath.Path) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        data_dir=workdir,
+        dataset_name=name,
+        split=split,
+        filetype_suffix="array_record",
+        # The number of shards is not known before the last record has come.
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    )
+
+
+def _shards(
+    splits: Mapping[str, Iterable[Record]],
+    templates: Mapping[str, tfds.core.ShardedFileTemplate],
+    indices: Mapping[str, "_Index"],
+) -> Iterator[Part]:
+    """Yields the shards with their records, which are then in the indices too."""
+    for split, records in splits.items():
+        rest = iter(records)
+        for number in itertools.count():
+            members = list(itertools.islice(rest, _EXAMPLES_PER_SHARD))
+            if not members:
+                break
+            indices[split].extend(members)
+            path = templates[split].sharded_filepath(shard_index=number, num_shards=None)
+            # Others may work in another directory; gs:// paths are absolute.
+            yield os.fspath(epath.Path(path).absolute()), members
+
+
+def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int, int]:
+    """Writes a shard, whole or not at all; returns its split, number of examples and of bytes.
+
+    TFDS's builders would shuffle the examples, and its writers for Beam take each through a shuffle
+    to learn where shards end, which the records' order tells here.
+    """
+    path, records = part
+    features, sizes = _features(), []
+    serializer = _Serializer(features.get_serialized_info())
+
+    def examples() -> Iterator[tuple[int, bytes]]:
+        for number, record in enumerate(records):
+            example = {
+                "image": io.BytesIO(read(record)),
+                "captions": list(record.captions),
+                "identity": record.identity,
+                "record": record.position,
+                "path": record.image,
+            }
+            content = serializer.serialize_example(features.encode_example(example))
+            sizes.append(len(content))
+            yield number, content
+
+    with tfds.core.utils.incomplete_file(epath.Path(path)) as aside:
+        tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(aside, examples())
+    return records[0].split, len(records), sum(sizes)
+
+
+def _write_info(
+    name: str,
+    workdir: epath.Path,
+    templates: Mapping[str, tfds.core.ShardedFileTemplate],
+    shards: Mapping[str, Sequence[tuple[int, int]]],
+) -> None:
+    """Writes what TFDS reads first, of the number of examples and of bytes of each shard."""
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name,
         version=tfds.core.Version(f"{FORMAT}.0.0"),
         data_dir=os.fspath(workdir),
         module_name=__name__,
     )
-    # A SequentialWriter, since a TFDS builder would shuffle the examples.
-    writer = tfds.core.SequentialWriter(
-        tfds.core.DatasetInfo(builder=identity, features=features),
-        max_examples_per_shard=_EXAMPLES_PER_SHARD,
-        file_format="array_record",
-    )
-    writer._serializer = _Serializer(features.get_serialized_info())  # It takes none.
-    writer.initialize_splits(list(splits))
-    for split, examples in splits.items():
-        writer.add_examples({split: examples})
-    writer.close_all()
+    info = tfds.core.DatasetInfo(builder=identity, features=_features())
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[count for count, _ in sizes],
+            num_bytes=sum(size for _, size in sizes),
+            filename_template=templates[split],
+        )
+        for split, sizes in shards.items()
+    ]
+    info.set_splits(tfds.core.SplitDict(splits))
+    info.write_to_directory(workdir)
 
 
 def read_image(record: Record, source: epath.PathLike) -> bytes:
@@ -373,20 +469,6 @@ def read_image(record: Record, source: epath.PathLike) -> bytes:
         ) from None
 
 
-def _examples(
-    records: Iterable[Record], read: Callable[[Record], bytes], seen: Callable[[Record], None]
-) -> Iterator[dict[str, Any]]:
-    for record in records:
-        seen(record)
-        yield {
-            "image": io.BytesIO(read(record)),
-            "captions": list(record.captions),
-            "identity": record.identity,
-            "record": record.position,
-            "path": record.image,
-        }
-
-
 class _Index:
     """Gathers what `index-<split>.npz` and `identities-<split>.json` hold."""
 
@@ -396,16 +478,18 @@ class _Index:
         self._names: dict[str, int] = {}  # in the order in which they come
         self._nameless = 0
 
-    def add(self, record: Record) -> None:
-        """Takes the next record in."""
-        self._counts.append(len(record.captions))
-        if record.identity:
-            self._identities.append(self._names.setdefault(record.identity, len(self._names)))
-        else:  # Nothing is kept of who has no name: there may be millions.
-            self._nameless += 1
-            self._identities.append(-self._nameless)
+    def extend(self, records: Sequence[Record]) -> None:
+        """Takes the next records in."""
+        for record in records:
+            self._counts.append(len(record.captions))
+            if record.identity:
+                self._identities.append(self._names.setdefault(record.identity, len(self._names)))
+            else:  # Nothing is kept of who has no name: there may be millions.
+                self._nameless += 1
+                self._identities.append(-self._nameless)
         if self._counter:
-            self._lengths.extend(self._counter.lengths(record.captions).tolist())
+            captions = [caption for record in records for caption in record.captions]
+            self._lengths.extend(self._counter.lengths(captions).tolist())
 
     def write(self, split: str, workdir: epath.Path) -> dict[str, int]:
         """Writes the files; returns the split's counts for the manifest."""

@@ -34,6 +34,8 @@ Rules that hold for all of them:
 * Of several files the order is the natural one, and records are counted over all of them.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 from etils import epath
@@ -141,13 +143,28 @@ def image_reader(
 ) -> Callable[[Record], bytes] | None:
     """Returns what reads the encoded images of `read`'s records out of the annotation files.
 
-    None where they are files of their own. The arguments are those of `read`.
+    None where they are files of their own. The arguments are those of `read`. It can be pickled:
+    each process opens the files itself.
 
     Raises:
-        DataError: as `read`.
+        DataError: as `read`; when the first image is read, too.
     """
     layout = LAYOUTS[dataset]
     if layout.form != "arrow":
         return None
-    image_bytes = arrow.image_bytes(files.find(layout, epath.Path(source), annotations))
-    return lambda record: image_bytes(record.position)
+    return _ArrowImages(tuple(files.find(layout, epath.Path(source), annotations)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArrowImages:
+    files: tuple[epath.Path, ...]
+
+    def __call__(self, record: Record) -> bytes:
+        return self._image_bytes(record.position)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (self.files,)  # Not the mapped files: they would be read whole.
+
+    @functools.cached_property
+    def _image_bytes(self) -> Callable[[int], bytes]:
+        return arrow.image_bytes(self.files)
