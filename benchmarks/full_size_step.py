@@ -52,7 +52,7 @@ def peak_memory() -> float:
 
 def measure(batch_size: int, steps: int, dtype: str) -> dict[str, float]:
     """Returns parameters, seconds a step (the first apart), peak memory in GiB, and loss."""
-    overrides = {"data": "", "batch_size": batch_size, "dtype": dtype}
+    overrides = {"data": "none", "batch_size": batch_size, "dtype": dtype}
     config = load.load("configs/pretrain.py", overrides)
     spec = run.build_spec(config, vocab_size=VOCABULARY, end_token=0, identities=0)
     model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))

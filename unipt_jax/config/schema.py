@@ -34,7 +34,7 @@ def field(
     """Declares a field: what it means (with unit and source), its default, its range.
 
     Bounds hold for each element of a tuple. `free_on_resume` fields may differ between a run and
-    its continuation, since no parameter depends on them.
+    its continuation, since no parameter depends on them but for rounding.
     """
     metadata = {
         "doc": doc,
@@ -263,6 +263,31 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the encoders' layers are computed: time and memory, with the same results."""
+
+    scan: bool = field(
+        "compile one layer of an encoder for all, at the price of a copy of their parameters; "
+        "dropout draws otherwise",
+        default=False,
+    )
+    remat: str = field(
+        "computed again for the gradient, to save memory; dots: all of a layer but its matrix "
+        "products with parameters; full: all of it",
+        default="none",
+        choices=("none", "dots", "full"),
+        free_on_resume=True,
+    )
+    attention: str = field(
+        "plain: matrix products; fused: one kernel where there is one (cuDNN's, with bfloat16), "
+        "which needs model.dropout=0 with BERT",
+        default="plain",
+        choices=("plain", "fused"),
+        free_on_resume=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
     """How devices are arranged; one size may be -1: what is left."""
 
@@ -355,6 +380,7 @@ class Train:
     similarity: Similarity = group(Similarity)
     loss: Loss = group(Loss)
     optimizer: Optimizer = group(Optimizer)
+    compute: Compute = group(Compute)
     mesh: Mesh = group(Mesh, free_on_resume=True)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
 from unipt_jax.models.checks import require_fields
+from unipt_jax.models.compute import Compute
 from unipt_jax.models.layers import (
     TOKENS,
     Activation,
@@ -19,6 +20,7 @@ from unipt_jax.models.layers import (
     head_size,
     normal_init,
     require_positions,
+    run_blocks,
 )
 
 
@@ -68,10 +70,12 @@ class Bert(nn.Module):
     Attributes:
         spec: the shape.
         dtype: compute dtype.
+        compute: how the blocks are computed.
     """
 
     spec: TextSpec
     dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
         """Makes the children."""
@@ -94,7 +98,13 @@ class Bert(nn.Module):
         self.layer_norm = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.embedding_dropout = nn.Dropout(spec.dropout)
         self.layers = [
-            block_of(spec, norm="post", dropout=spec.dropout, dtype=self.dtype)
+            block_of(
+                spec,
+                norm="post",
+                dropout=spec.dropout,
+                dtype=self.dtype,
+                compute=self.compute,
+            )
             for _ in range(spec.layers)
         ]
 
@@ -117,8 +127,7 @@ class Bert(nn.Module):
         places = self.position_embeddings[:length] + self.token_type_embeddings[:1]
         x = self.layer_norm(words + places[None])
         x = constrain(self.embedding_dropout(x, deterministic=not train), TOKENS)
-        for layer in self.layers:
-            x = layer(x, text_mask, train=train)
+        x, _ = run_blocks(self.layers, x, text_mask, train=train)
         return x
 
     def class_position(self, text: Int[Array, "B L"]) -> Int[Array, "B"]:

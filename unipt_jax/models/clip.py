@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
 from unipt_jax.models.checks import require_fields
+from unipt_jax.models.compute import Compute
 from unipt_jax.models.layers import (
     TOKENS,
     Activation,
@@ -22,6 +23,7 @@ from unipt_jax.models.layers import (
     head_size,
     normal_init,
     require_positions,
+    run_blocks,
 )
 from unipt_jax.models.vit import VisionSpec
 
@@ -109,10 +111,12 @@ class ClipText(nn.Module):
     Attributes:
         spec: the shape.
         dtype: compute dtype.
+        compute: how the blocks are computed.
     """
 
     spec: ClipTextSpec
     dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
         """Makes the children."""
@@ -128,7 +132,8 @@ class ClipText(nn.Module):
             (spec.max_positions, spec.hidden_size),
         )
         self.layers = [
-            block_of(spec, norm="pre", causal=True, dtype=self.dtype) for _ in range(spec.layers)
+            block_of(spec, norm="pre", causal=True, dtype=self.dtype, compute=self.compute)
+            for _ in range(spec.layers)
         ]
         self.layer_norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
@@ -156,12 +161,8 @@ class ClipText(nn.Module):
         x = embed_words(self.word_embeddings, text)
         x = x + self.position_embeddings[: text.shape[1]][None]
         x = constrain(x.astype(self.dtype), TOKENS)
-        row = None
-        for index, layer in enumerate(self.layers):
-            if attention and index == self.spec.layers - 1:
-                x, row = layer(x, text_mask, train=train, reader=self.class_position(text))
-            else:
-                x = layer(x, text_mask, train=train)
+        reader = self.class_position(text) if attention else None
+        x, row = run_blocks(self.layers, x, text_mask, train=train, reader=reader)
         x = self.layer_norm(x)
         return (x, row) if attention else x
 

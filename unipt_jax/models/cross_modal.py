@@ -14,8 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.core.sharding import Axis
 from unipt_jax.models.checks import require_fields
+from unipt_jax.models.compute import Compute
 from unipt_jax.models.heads import MlmHead
-from unipt_jax.models.layers import Attention, InitStd, LayerNorm, TransformerBlock, normal_init
+from unipt_jax.models.layers import (
+    Attention,
+    InitStd,
+    LayerNorm,
+    TransformerBlock,
+    normal_init,
+    run_blocks,
+)
 
 _LAYER_NORM_EPS = 1e-5  # CLIP's
 
@@ -46,11 +54,13 @@ class CrossModal(nn.Module):
         spec: the shape.
         vocab_size: number of token ids.
         dtype: compute dtype; logits are float32 whatever it is.
+        compute: how attention and blocks are computed.
     """
 
     spec: CrossModalSpec
     vocab_size: int
     dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -78,14 +88,17 @@ class CrossModal(nn.Module):
         # IRRA's, which are CLIP's own: the sum of the branches does not grow with the depth.
         std = InitStd(width**-0.5, (2 * width) ** -0.5, (2 * spec.layers * width) ** -0.5)
         norm = functools.partial(LayerNorm, _LAYER_NORM_EPS, self.dtype)
-        x = Attention(spec.heads, dtype=self.dtype, std=std, name="cross_attn")(
+        cross_attention = Attention(
+            spec.heads, dtype=self.dtype, std=std, compute=self.compute, name="cross_attn"
+        )
+        x = cross_attention(
             norm(name="text_layer_norm")(text_tokens),
             None,
             train=False,
             context=norm(name="image_layer_norm")(image_tokens),
         )
-        for index in range(spec.layers):
-            block = TransformerBlock(
+        blocks = [
+            TransformerBlock(
                 heads=spec.heads,
                 mlp_size=4 * width,
                 layer_norm_eps=_LAYER_NORM_EPS,
@@ -93,9 +106,12 @@ class CrossModal(nn.Module):
                 norm="pre",
                 dtype=self.dtype,
                 std=std,
+                compute=self.compute,
                 name=f"layers_{index}",
             )
-            x = block(x, text_mask, train=False)  # Nothing is dropped in training.
+            for index in range(spec.layers)
+        ]
+        x, _ = run_blocks(blocks, x, text_mask, train=False)  # Nothing is dropped in training.
         decoder = self.param(
             "decoder", normal_init((Axis.VOCAB, Axis.EMBED), std.output), (self.vocab_size, width)
         )

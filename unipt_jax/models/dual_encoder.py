@@ -14,6 +14,7 @@ from unipt_jax.core.errors import ConfigError
 from unipt_jax.models.bert import Bert, TextSpec
 from unipt_jax.models.checks import require_fields
 from unipt_jax.models.clip import ClipText, ClipTextSpec
+from unipt_jax.models.compute import Compute
 from unipt_jax.models.cross_modal import CrossModal, CrossModalSpec
 from unipt_jax.models.heads import ClassHead, EmbeddingHead, IdentityHead, MlmHead
 from unipt_jax.models.pgu import Pgu, PguSpec
@@ -87,22 +88,26 @@ class DualEncoder(nn.Module):
     Attributes:
         spec: the shape.
         dtype: compute dtype; embeddings and logits are float32 whatever it is.
+        compute: how the encoders' blocks and the cross-modal ones are computed.
     """
 
     spec: DualEncoderSpec
     dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
         """Makes the children."""
         spec = self.spec
-        self.image_encoder = VisionTransformer(spec.image, self.dtype)
+        self.image_encoder = VisionTransformer(spec.image, self.dtype, self.compute)
         text_encoder = ClipText if isinstance(spec.text, ClipTextSpec) else Bert
-        self.text_encoder = text_encoder(spec.text, self.dtype)
+        self.text_encoder = text_encoder(spec.text, self.dtype, self.compute)
         head = EmbeddingHead if spec.pooling == "max" else ClassHead
         self.image_head = head(spec.embedding_dim, self.dtype)
         self.text_head = head(spec.embedding_dim, self.dtype)
         if spec.cross_modal:
-            self.cross_modal = CrossModal(spec.cross_modal, spec.text.vocab_size, self.dtype)
+            self.cross_modal = CrossModal(
+                spec.cross_modal, spec.text.vocab_size, self.dtype, self.compute
+            )
         elif spec.mlm:
             self.mlm_head = MlmHead(spec.text.layer_norm_eps, spec.text.activation, self.dtype)
         if spec.pgu:

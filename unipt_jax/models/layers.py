@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
+from unipt_jax.models.compute import Compute
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
@@ -188,6 +189,48 @@ def attend(
     return x.transpose(0, 2, 1, 3).reshape(len(query), query.shape[2], -1)
 
 
+def fused_implementation(backend: str, dtype: DTypeLike) -> Literal["cudnn", "xla"]:
+    """Returns what computes `fused_attend` on a backend: cuDNN, on GPUs with bfloat16, or XLA."""
+    return "cudnn" if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
+
+
+def fused_attend(
+    query: Float[Array, "B H Q S"],
+    key: Float[Array, "B H N S"],
+    value: Float[Array, "B H N S"],
+    mask: Bool[Array, "B N"] | None,
+    *,
+    causal: bool,
+) -> Float[Array, "B Q W"]:
+    """Returns what `attend` does, from one kernel where the backend has it.
+
+    Args:
+        query: as for `attend`.
+        key: the same.
+        value: the same.
+        mask: which values count, the first ones of each row: a row with a True after a False gives
+            NaN, and one without a True reads its first value. None: all count.
+        causal: whether query i reads only the values up to i.
+    """
+    # Lengths, where a mask would do: cuDNN takes a mask as a bias of [B, H, Q, N], which is no
+    # smaller than the weights that it saves, has a gradient, and must have even sides in training.
+    lengths = None if mask is None else jnp.maximum(mask.sum(axis=1, dtype=jnp.int32), 1)
+    query, key, value = (heads.transpose(0, 2, 1, 3) for heads in (query, key, value))
+    x = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=causal,
+        key_value_seq_lengths=lengths,
+        implementation=fused_implementation(jax.default_backend(), query.dtype),
+    )
+    x = x.reshape(*x.shape[:2], -1)
+    if mask is None:
+        return x
+    has_gaps = (mask[:, 1:] & ~mask[:, :-1]).any(axis=1)
+    return jnp.where(has_gaps[:, None, None], jnp.nan, x)
+
+
 def attention_row(
     query: Float[Array, "B H Q S"],
     key: Float[Array, "B H N S"],
@@ -220,6 +263,7 @@ class Attention(nn.Module):
         dropout: probability with which each attention probability is dropped in training (BERT).
         dtype: compute dtype.
         std: what the kernels start with.
+        compute: how it is computed.
     """
 
     heads: int
@@ -227,6 +271,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     std: InitStd = InitStd()
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -249,7 +294,16 @@ class Attention(nn.Module):
             context: the tokens that are read; None lets `tokens` read themselves, N = L.
             reader: a token of each row, in [0, F), whose attention is wanted too: a second result,
                 `attention_row`.
+
+        Raises:
+            ConfigError: dropout is on, and fused attention has none.
         """
+        fused = self.compute.attention == "fused"
+        if fused and train and self.dropout:
+            raise ConfigError(
+                f"attention='fused' cannot drop attention probabilities (dropout={self.dropout}); "
+                "set dropout=0, or attention='plain'"
+            )
         context = tokens if context is None else context
         width = tokens.shape[2]
         size = head_size(width, self.heads)
@@ -264,8 +318,11 @@ class Attention(nn.Module):
         seen = [] if mask is None else [mask[:, None, None, :]]
         if self.causal:
             seen.append(jnp.tril(jnp.ones((1, 1, query.shape[2], key.shape[2]), jnp.bool_)))
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = attend(query, key, value, seen, drop)
+        if fused:
+            x = fused_attend(query, key, value, mask, causal=self.causal)
+        else:
+            drop = nn.Dropout(self.dropout, deterministic=not train)
+            x = attend(query, key, value, seen, drop)
         axes, std = (Axis.HEADS, Axis.EMBED), self.std.output
         x = dense(width, axes, dtype=self.dtype, std=std, name="out_proj")(x)
         x = constrain(x, TOKENS)
@@ -312,6 +369,7 @@ class TransformerBlock(nn.Module):
         dropout: probability of dropping attention probabilities and branch outputs in training.
         dtype: compute dtype.
         std: what the kernels start with.
+        compute: how it is computed; `scan` concerns `run_blocks`.
     """
 
     heads: int
@@ -323,6 +381,7 @@ class TransformerBlock(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     std: InitStd = InitStd()
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -340,24 +399,34 @@ class TransformerBlock(nn.Module):
         but nothing more is computed of them. With a `reader`, a place in [0, F) a row, the result
         is a pair: the tokens, and that token's attention by `attention_row`.
         """
-        attention = Attention(
-            self.heads, self.causal, self.dropout, self.dtype, self.std, name="self_attn"
-        )
-        mlp = Mlp(self.mlp_size, self.activation, self.dtype, self.std, name="mlp")
-        drop = nn.Dropout(self.dropout, deterministic=not train)
 
-        layer_norm1 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm1")
-        layer_norm2 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm2")
-        entering = layer_norm1(tokens) if self.norm == "pre" else tokens
-        mixed = attention(entering, mask, train=train, first=first, reader=reader)
-        mixed, row = (mixed, None) if reader is None else mixed
-        x = tokens[:, :first] + drop(mixed)
-        if self.norm == "pre":
-            x = x + drop(mlp(layer_norm2(x)))
-        else:
-            x = layer_norm1(x)
-            x = layer_norm2(x + drop(mlp(x)))
-        return x if reader is None else (x, row)
+        def transform(self, tokens: Array, mask: Array | None, reader: Array | None) -> Any:
+            attention = Attention(
+                self.heads,
+                self.causal,
+                self.dropout,
+                self.dtype,
+                self.std,
+                self.compute,
+                name="self_attn",
+            )
+            mlp = Mlp(self.mlp_size, self.activation, self.dtype, self.std, name="mlp")
+            drop = nn.Dropout(self.dropout, deterministic=not train)
+
+            layer_norm1 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm1")
+            layer_norm2 = LayerNorm(self.layer_norm_eps, self.dtype, name="layer_norm2")
+            entering = layer_norm1(tokens) if self.norm == "pre" else tokens
+            mixed = attention(entering, mask, train=train, first=first, reader=reader)
+            mixed, row = (mixed, None) if reader is None else mixed
+            x = tokens[:, :first] + drop(mixed)
+            if self.norm == "pre":
+                x = x + drop(mlp(layer_norm2(x)))
+            else:
+                x = layer_norm1(x)
+                x = layer_norm2(x + drop(mlp(x)))
+            return x if reader is None else (x, row)
+
+        return self.compute.rematerialise(transform)(self, tokens, mask, reader)
 
 
 def block_of(spec: Any, **options: Any) -> TransformerBlock:
@@ -369,3 +438,58 @@ def block_of(spec: Any, **options: Any) -> TransformerBlock:
         activation=spec.activation,
         **options,
     )
+
+
+def run_blocks(
+    blocks: Sequence[TransformerBlock],
+    tokens: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None,
+    *,
+    train: bool,
+    first: int | None = None,
+    reader: Int[Array, "B"] | None = None,
+) -> tuple[Float[Array, "B F D"], Float[Array, "B L"] | None]:
+    """Runs blocks of one shape, the parts of one encoder, one after another.
+
+    Args:
+        blocks: bound to their encoder, alike but for their names.
+        tokens: that enter the first block.
+        mask: as all that follows, see `TransformerBlock.__call__`.
+        train: the same.
+        first: the same, of the last block.
+        reader: the same.
+
+    Returns:
+        The last block's tokens, and its reader's attention (None without a reader).
+    """
+    asked = first is not None or reader is not None
+    alike, last = (blocks[:-1], blocks[-1:]) if asked else (blocks, ())
+    # Each block makes its own parameters: one tree, with the same values, however it is computed.
+    if len(alike) > 1 and alike[0].compute.scan and not alike[0].is_initializing():
+        tokens = _scan_blocks(alike, tokens, mask, train)
+    else:
+        for block in alike:
+            tokens = block(tokens, mask, train=train)
+    row = None
+    for block in last:
+        tokens = block(tokens, mask, train=train, first=first, reader=reader)
+        tokens, row = (tokens, None) if reader is None else tokens
+    return tokens, row
+
+
+def _scan_blocks(
+    blocks: Sequence[TransformerBlock], tokens: Array, mask: Array | None, train: bool
+) -> Array:
+    """Runs one block's program over the parameters of all."""
+    params = [block.variables["params"] for block in blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    rngs = {}
+    if blocks[0].has_rng("dropout"):
+        rngs["dropout"] = jax.random.split(blocks[0].make_rng("dropout"), len(blocks))
+    block = blocks[0].clone(parent=None)
+
+    def run(tokens: Array, layer: tuple[Any, dict[str, Array]]) -> tuple[Array, None]:
+        params, rngs = layer
+        return block.apply({"params": params}, tokens, mask, train=train, rngs=rngs), None
+
+    return jax.lax.scan(run, tokens, (stacked, rngs))[0]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
 from unipt_jax.models.checks import require_fields
+from unipt_jax.models.compute import Compute
 from unipt_jax.models.layers import (
     TOKENS,
     Activation,
@@ -17,6 +18,7 @@ from unipt_jax.models.layers import (
     block_of,
     head_size,
     normal_init,
+    run_blocks,
     zeros_init,
 )
 
@@ -123,10 +125,12 @@ class VisionTransformer(nn.Module):
     Attributes:
         spec: the shape.
         dtype: compute dtype.
+        compute: how the blocks are computed.
     """
 
     spec: VisionSpec
     dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -181,15 +185,13 @@ class VisionTransformer(nn.Module):
         if spec.pre_layer_norm:
             x = LayerNorm(spec.layer_norm_eps, self.dtype, name="pre_layer_norm")(x)
         x = constrain(x, TOKENS)
-        row = None
-        for index in range(spec.layers):
-            block = block_of(spec, norm="pre", dtype=self.dtype, name=f"layers_{index}")
-            if index < spec.layers - 1:
-                x = block(x, None, train=train)
-            elif attention:
-                reader = jnp.zeros(len(x), jnp.int32)
-                x, row = block(x, None, train=train, first=first, reader=reader)
-            else:
-                x = block(x, None, train=train, first=first)
+        blocks = [
+            block_of(
+                spec, norm="pre", dtype=self.dtype, compute=self.compute, name=f"layers_{index}"
+            )
+            for index in range(spec.layers)
+        ]
+        reader = jnp.zeros(len(x), jnp.int32) if attention else None
+        x, row = run_blocks(blocks, x, None, train=train, first=first, reader=reader)
         x = LayerNorm(spec.layer_norm_eps, self.dtype, name="layer_norm")(x[:, :first])
         return (x, row) if attention else x

@@ -21,6 +21,7 @@ from unipt_jax.core.sharding import batch_block, make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.evaluation import features, retrieval
 from unipt_jax.models import specs, variants
+from unipt_jax.models.compute import Compute
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.training import (
     curves,
@@ -50,7 +51,8 @@ def build_spec(
         identities: in the training data; the model tells them apart if a loss asks for it.
 
     Raises:
-        ConfigError: a variant is unknown, or the text is longer than the encoder's positions.
+        ConfigError: a variant is unknown, the text is longer than the encoder's positions, or its
+            attention is to be both fused and dropped.
     """
     model, similarity, loss = config.model, config.similarity, config.loss
     spec = variants.dual_encoder(
@@ -77,7 +79,20 @@ def build_spec(
             f"text.length={config.text.length} exceeds the {spec.text.max_positions} positions "
             f"of model.text={model.text!r}"
         )
+    if config.compute.attention == "fused" and getattr(spec.text, "dropout", 0):
+        raise ConfigError(
+            "compute.attention='fused' cannot drop attention probabilities, as "
+            f"model.dropout={model.dropout} asks of model.text={model.text!r}; set "
+            "model.dropout=0, or compute.attention='plain'"
+        )
     return spec
+
+
+def build_model(config: schema.Train, spec: DualEncoderSpec) -> DualEncoder:
+    """Returns the module of `spec`, computed as a configuration says."""
+    how = config.compute
+    compute = Compute(scan=how.scan, remat=how.remat, attention=how.attention)
+    return DualEncoder(spec, dtype=jnp.dtype(config.dtype), compute=compute)
 
 
 def build_step(
@@ -244,7 +259,7 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
     else:
         spec, weights = start_from(config, spec, tokenizer)
         log_origins(config, spec, weights)
-    model = DualEncoder(spec, dtype=jnp.dtype(config.dtype))
+    model = build_model(config, spec)
     dataset = build_batches(config, split, tokenizer, spec, epoch, mesh)
     pairs = len(split.pairs[0] if epoch is None else epoch)
     steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
