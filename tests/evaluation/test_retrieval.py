@@ -302,6 +302,16 @@ def test_no_matrix_of_all_is_held():
     assert peak < 4e6
 
 
+def test_unit_rows_take_one_copy_and_a_chunk():
+    """A large model's features of 60,000 captions are 0.9 GB."""
+    features = np.random.default_rng(0).normal(size=(6000, 300)).astype(np.float32)
+    tracemalloc.start()
+    unit_rows(features, "query")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * features.nbytes
+
+
 # ---------------------------------------------------------------------------- intervals
 
 

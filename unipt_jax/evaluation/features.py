@@ -72,12 +72,15 @@ def concatenated(features: Sequence[Float[np.ndarray, "N _"]]) -> Float[np.ndarr
 
     The cosine of two such rows is the mean of their features' cosines, where no row is zero.
     """
-    rows = [np.asarray(each, np.float32) for each in features]
-    lengths = [np.linalg.norm(each, axis=1, keepdims=True) for each in rows]
-    return np.concatenate(
-        [each / np.maximum(length, 1e-12) for each, length in zip(rows, lengths, strict=True)],
-        axis=1,
-    )
+    made = np.empty((len(features[0]), sum(each.shape[1] for each in features)), np.float32)
+    start = 0
+    for each in features:
+        rows = np.asarray(each, np.float32)
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        end = start + rows.shape[1]
+        np.divide(rows, np.maximum(lengths, 1e-12), out=made[:, start:end])
+        start = end
+    return made
 
 
 def extract(

@@ -25,6 +25,7 @@ from unipt_jax.evaluation import features as features_lib
 from unipt_jax.evaluation.features import CONCATENATED, Features
 from unipt_jax.evaluation.reranking import reranked_blocks
 from unipt_jax.evaluation.retrieval import (
+    CHUNK,
     Ranking,
     bootstrap,
     cosine_blocks,
@@ -346,7 +347,11 @@ def _drawn_pairs(
 def _cosines(
     texts: np.ndarray, images: np.ndarray, text: np.ndarray, image: np.ndarray
 ) -> np.ndarray:
-    return np.einsum("nd,nd->n", exact(texts[text]), exact(images[image])).astype(np.float32)
+    cosines = np.empty(len(text), np.float32)
+    for at in range(0, len(text), CHUNK):
+        part = slice(at, at + CHUNK)
+        cosines[part] = np.einsum("nd,nd->n", exact(texts[text[part]]), exact(images[image[part]]))
+    return cosines
 
 
 # ---------------------------------------------------------------------------- the checkpoint

@@ -195,11 +195,13 @@ def unit_rows(features: Float[np.ndarray | Array, "N D"], side: str) -> Int[np.n
     """
     features = _matrix(features, f"{side} features", f"{side[0].upper()}, D")
     features = features.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    starts = range(0, len(features), CHUNK)
+    finite = [np.isfinite(features[at : at + CHUNK]).all(axis=1) for at in starts]
+    bad = np.flatnonzero(~np.concatenate([np.ones(0, np.bool_), *finite]))
     if len(bad):
         raise DataError(f"{side} features: row {bad[0]} is not finite ({len(bad)} such rows)")
     units = np.empty(features.shape, np.int32)
-    for at in range(0, len(features), CHUNK):
+    for at in starts:
         rows = features[at : at + CHUNK].astype(np.float64)
         length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
         rows *= (_GRID / np.where(length > 0, length, 1.0))[:, None]
@@ -255,6 +257,7 @@ def cosine_blocks(
         for number, where in enumerate(parts):
             rows = kept[number] if kept else exact(gallery[where])
             block[:, where] = np.matmul(part, rows.T, out=products[: len(part), : len(rows)])
+            del rows  # Or two parts would be there at once.
         yield block
 
 
