@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-_GRACE = 30.0  # seconds for the others to end by themselves
+_GRACE = 10.0  # seconds for the others to end by themselves
 
 
 def main(doc: str) -> int:
