@@ -36,15 +36,9 @@ def sdm(
         The loss in nats (0 without a valid row), and `accuracy/image_to_text` and
         `accuracy/text_to_image`: the fraction of valid rows with a row of their identity on top.
     """
-    total, metrics = both_ways(
-        functools.partial(_divergence, epsilon=epsilon),
-        image_embedding,
-        text_embedding,
-        identity,
-        valid,
-        jnp.float32(1.0 / temperature),
-    )
-    return total / valid_count(valid), metrics
+    scale = jnp.float32(1.0 / temperature)
+    half, metrics = r_itc(image_embedding, text_embedding, scale, identity, valid, epsilon=epsilon)
+    return 2.0 * half, metrics
 
 
 def r_itc(
