@@ -4,13 +4,13 @@ python launch/evaluate.py --config=configs/evaluate.py --config.data=DIR[,DIR...
     --config.checkpoint=DIR --workdir=DIR
 """
 
-import jax
 from etils import epath
 from rich.console import Console
 
 import unipt_jax
 from unipt_jax.config import schema
 from unipt_jax.config.command_line import main
+from unipt_jax.core import distributed
 from unipt_jax.core.files import write_json, write_json_lines
 from unipt_jax.data.builders import QUARANTINE
 from unipt_jax.evaluation import protocol, report
@@ -32,7 +32,7 @@ def run(config: schema.Evaluate, workdir: epath.Path, resume: bool) -> None:
         encoder.processor.tokenizer,
         encoder.processor.length,
     )
-    if jax.process_index():
+    if not distributed.is_first():
         return
     left_out = [row for result in results for row in result.left_out()]
     if left_out:

@@ -29,6 +29,7 @@ from unipt_jax.captioning import composer, frequencies, lexicon, scorer, sources
 from unipt_jax.captioning.lexicon import Lexicon
 from unipt_jax.captioning.sources import Source
 from unipt_jax.config import schema
+from unipt_jax.core import distributed
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.files import read_json, remove_leftovers, write_json, write_json_lines
 from unipt_jax.core.sharding import batch_sharding, make_mesh, require_divisible
@@ -97,7 +98,7 @@ def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
     """
     require_temperature(clip.model)
     require_divisible(config.batch_size, make_mesh())
-    words, is_first = read_lexicon(config), jax.process_index() == 0
+    words, is_first = read_lexicon(config), distributed.is_first()
     if is_first:
         remove_leftovers(workdir)
         remove_leftovers(workdir / PARTS)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from unipt_jax.core import distributed
 from unipt_jax.core.errors import DivergenceError
 from unipt_jax.core.files import write_json_lines
 
@@ -58,7 +59,7 @@ class Writer:
         import tensorboardX  # slow to import: it looks for torch
 
         self._path = workdir / FILE
-        self._active = jax.process_index() == 0
+        self._active = distributed.is_first()
         if self._active:
             write_json_lines(self._path, [row for row in read(workdir) if row["step"] <= step])
             self._events = tensorboardX.SummaryWriter(
