@@ -4,14 +4,19 @@
     backbone=deit_s|vit_b16|clip_b16    the image encoder (clip_b16: both encoders of CLIP)
     init=unipt|imagenet|clip            what it starts from; `init=DIR` names a pre-training run
     recipe=irra|rde|tbps_clip|clip      later recipes, all of them on CLIP, instead of the paper's
+`devices=1`, `devices=8`: a GPU's or a host's use, whatever comes besides.
 `demo`: the small model of `configs/pretrain.py:demo` on the sample and on drawn pedestrians.
 
 The paper tells neither epochs nor schedule of its fine-tuning: those here are IRRA's 60 epochs and
 a cosine after a warm-up. Later variants win: choose the data set, then backbone, recipe and init.
 """
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+DEVICES = runpy.run_path(str(Path(__file__).parent / "common/devices.py"))["DEVICES"]
 CLIP = {
     "text": {"tokenizer": "openai/clip-vit-base-patch16", "length": 77, "buckets": (32, 48)},
     "model": {"image": "clip_b16", "text": "clip_b16", "embedding_dim": 512, "pooling": "class"},
@@ -108,6 +113,8 @@ VARIANTS = {
         "loss": {"identity": 0.0, "ranking": 0.0, "n_itc": 1.0, "soft_labels": 0.0},
         "optimizer": {"name": "adamw", "learning_rate": 3e-5},
     },
+    "devices=1": DEVICES[1],
+    "devices=8": DEVICES[8],
 }
 
 

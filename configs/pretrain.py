@@ -2,11 +2,16 @@
 
 Variants: `deit_s`, `vit_b16` (the paper's two image encoders), `released` (what the published code
 does where it differs from the paper), `recipe=sdm` (CLIP with similarity distribution matching, as
-MLLM4Text-ReID pre-trained it for direct transfer), `demo` (a small model, minutes on a laptop).
+MLLM4Text-ReID pre-trained it for direct transfer), `demo` (a small model, minutes on a laptop), and
+`devices=1`, `devices=8`, `devices=256` (what a GPU, a host and a pod slice are best used by).
 """
+
+import runpy
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+DEVICES = runpy.run_path(str(Path(__file__).parent / "common/devices.py"))["DEVICES"]
 VARIANTS = {
     "vit_b16": {
         "model": {"image": "vit_b16"},
@@ -55,6 +60,12 @@ VARIANTS = {
         "loss": {"mlm": 0.2},
         "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
     },
+    # The paper's batch, in parts that fit 24 GB.
+    "devices=1": DEVICES[1] | {"accumulate": 8},
+    "devices=8": DEVICES[8],
+    # A batch that fills them; Adam's learning rate grows with its root (Malladi et al., 2022, "On
+    # the SDEs and scaling rules for adaptive gradient algorithms"). Nobody has trained so yet.
+    "devices=256": DEVICES[256] | {"batch_size": 8192, "optimizer": {"learning_rate": 4e-5}},
 }
 
 

@@ -38,7 +38,7 @@ VOCABULARIES = {
 
 
 def variants_of(path):
-    values = {}
+    values = {"__file__": str(path)}
     exec(path.read_text(), values)
     return values["VARIANTS"]
 
@@ -144,6 +144,22 @@ def test_backbones_start_from_their_own_imagenet_weights():
         for made in (pretrain(name), finetune(f"backbone={name}", "init=imagenet")):
             assert (made.init, made.init_image) == ("", weights_of_it)
             assert made.init_text == made.text.tokenizer == "bert-base-uncased"
+
+
+@pytest.mark.parametrize("devices", [1, 8, 256])
+def test_a_number_of_devices_changes_how_and_not_what(devices):
+    """The model, its losses and its data stay; 256 devices alone ask for a larger batch."""
+    plain = schema.to_dict(pretrain("deit_s"))
+    made = schema.to_dict(pretrain("deit_s", f"devices={devices}"))
+    how = {"dtype", "accumulate", "compute", "mesh", "workers"}
+    batch = {"batch_size", "optimizer"} if devices == 256 else set()
+    assert {name for name in plain if made[name] != plain[name]} <= how | batch
+    assert made["dtype"] == "bfloat16" and made["compute"]["cache"]
+    # Each device has a share of each micro-batch, for each recipe.
+    stages = [pretrain] if devices == 256 else [pretrain, finetune]
+    for stage in stages:
+        made = stage(f"devices={devices}")
+        assert made.batch_size % (made.accumulate * devices) == 0
 
 
 # ---------------------------------------------------------------------------- order of variants

@@ -25,5 +25,5 @@ on_all_hosts "test -d unipt-jax || (git clone -q $REPOSITORY unipt-jax &&
 # The same on each host. Every process reads its own rows of a batch; the first one writes metrics,
 # all of them their parts of a checkpoint.
 on_all_hosts "cd unipt-jax && .venv/bin/python launch/train.py \
-  --config=configs/pretrain.py --config.data=$BUCKET/data --workdir=$BUCKET/runs/pretrain \
-  --config.dtype=bfloat16 --config.mesh.data=-1 --config.mesh.fsdp=8 ${FLAGS:-}"
+  --config=configs/pretrain.py:devices=256 --config.data=$BUCKET/data \
+  --workdir=$BUCKET/runs/pretrain ${FLAGS:-}"

@@ -34,7 +34,7 @@ def test_examples_run_a_valid_command(path, monkeypatch):
     arguments = [re.sub(r"\$\(\w+\)", "3", word) for word in arguments if word != "any"]
     flags, overrides = command_line.parse("", arguments)
     made = load.load(flags.config, overrides)
-    assert made.dtype == "bfloat16" and made.mesh.fsdp == 8 and made.data
+    assert made.dtype == "bfloat16" and made.mesh.data == -1 and made.data
     if path.suffix == ".yaml":
         assert (flags.coordinator, flags.processes, flags.process) == ("unipt-0.unipt:1234", 4, 3)
     else:

@@ -90,8 +90,12 @@ def parameters(workdir):
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, pretrained, tmp_path):
-    """P28, P38: SIGKILL at any moment after the first checkpoint; then --resume."""
-    arguments = [*PRETRAIN, f"--config.data={data}"]
+    """P28, P38: SIGKILL at any moment after the first checkpoint; then --resume.
+
+    The step that goes on is the killed run's own, compiled once and kept.
+    """
+    compiled = tmp_path / "compiled"
+    arguments = [*PRETRAIN, f"--config.data={data}", f"--config.compute.cache={compiled}"]
     victim = command("train", *arguments, f"--workdir={tmp_path / 'b'}")
     checkpoints, deadline = tmp_path / "b" / "checkpoints", time.monotonic() + 120
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):
@@ -101,9 +105,11 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(data, pretrained, tmp_
     victim.communicate()
     # A finished victim proves nothing; steps are long enough for that not to happen.
     assert not (checkpoints / "12").exists()
+    steps = {path.name for path in compiled.glob("jit_train_step-*-cache")}
     resume = [*arguments, f"--workdir={tmp_path / 'b'}", "--resume"]
     code, _, err = finish(command("train", *resume))
     assert code == 0 and "resumed" in err, err
+    assert steps and {path.name for path in compiled.glob("jit_train_step-*-cache")} == steps
     (step, straight), (_, resumed) = parameters(pretrained), parameters(tmp_path / "b")
     assert step == 12
     for path, leaf in straight.items():

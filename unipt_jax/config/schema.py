@@ -285,6 +285,12 @@ class Compute:
         choices=("plain", "fused"),
         free_on_resume=True,
     )
+    cache: str = field(
+        "directory of compiled programs, from which the next start takes them; empty: "
+        "$JAX_COMPILATION_CACHE_DIR if that is set, else none",
+        default="",
+        free_on_resume=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

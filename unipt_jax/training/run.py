@@ -39,6 +39,13 @@ from unipt_jax.training.checkpoints import Checkpoints, is_begun
 log = logging.getLogger(__name__)
 
 
+def keep_compiled(directory: epath.PathLike) -> None:
+    """Makes JAX look for compiled programs in a directory, and put new ones there."""
+    jax.config.update("jax_compilation_cache_dir", str(epath.Path(directory).expanduser()))
+    # Hundreds of small programs make up much of a start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def build_spec(
     config: schema.Train, *, vocab_size: int, end_token: int, identities: int
 ) -> DualEncoderSpec:
@@ -248,6 +255,8 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
         DivergenceError: a metric became NaN or infinite.
     """
     workdir = epath.Path(workdir)
+    if config.compute.cache:
+        keep_compiled(config.compute.cache)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require_divisible(config.batch_size, mesh)
     (split, epoch), compared = open_data(config), open_evaluation(config)
