@@ -10,7 +10,7 @@ VARIANTS = {
         "images": "examples/pedestrians/imgs",
         "clip": "examples/small_clip",
         "tokenizer": "examples/tokenizer",
-        "batch_size": 64,
+        "device_batch_size": 16,
     },
 }
 

@@ -7,4 +7,4 @@ from unipt_jax.config import command_line
 from unipt_jax.training import conversion
 
 if __name__ == "__main__":
-    command_line.main(conversion.convert, __doc__, check=conversion.check)
+    command_line.main(conversion.convert, __doc__, check=conversion.check, alone=True)

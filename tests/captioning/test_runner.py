@@ -5,12 +5,7 @@ import hashlib
 import io
 import json
 import logging
-import os
 import random
-import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -73,7 +68,7 @@ def config(folder, **changes):
         "stage": "caption",
         "images": str(folder),
         "tokenizer": "examples/tokenizer",
-        "batch_size": BATCH,
+        "device_batch_size": BATCH,
     }
     return schema.build(values | changes)
 
@@ -141,53 +136,6 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     assert kills >= 5
     monkeypatch.undo()
     assert contents(tmp_path) == contents(undisturbed)
-
-
-_PROCESS = """
-import logging, pathlib, sys
-import jax
-logging.basicConfig(level=logging.INFO)
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from tests.captioning import test_runner
-folder, workdir = map(pathlib.Path, sys.argv[3:])
-test_runner.runner.caption(test_runner.config(folder), workdir, test_runner.make_clip())
-"""
-
-
-def run_as_two_processes(folder, workdir):
-    """Returns what each wrote to its log."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    # One device each: this process's environment may ask for several.
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, address, str(number), str(folder), str(workdir)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for number in range(2)
-    ]
-    errors = [child.communicate(timeout=240)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
-    return errors
-
-
-def test_two_processes_share_the_images(folder, undisturbed, tmp_path):
-    """Each captions half of the parts; together they make the captions of one process."""
-    errors = run_as_two_processes(folder, tmp_path)
-    done = [int(re.findall(r"of (\d+) images captioned", text)[-1]) for text in errors]
-    assert sum(done) == IMAGES and min(done) > 0
-    # Half as large batches: probabilities may differ in their last digit, captions may not.
-    ours, theirs = contents(tmp_path), contents(undisturbed)
-    assert ours.keys() == theirs.keys()
-    assert {name for name in ours if ours[name] != theirs[name]} <= {"captions.jsonl"}
-    captions = [
-        [(row["image"], row["caption"]) for row in rows(d)] for d in (tmp_path, undisturbed)
-    ]
-    assert captions[0] == captions[1]
 
 
 def test_every_image_has_its_line(folder, undisturbed):
@@ -260,7 +208,7 @@ def test_a_finished_run_is_left_alone(folder, clip, undisturbed):
 
 def test_a_prepared_data_set_keeps_identities_and_splits(data, clip, tmp_path):
     """What is for testing must not come into pre-training by way of its captions."""
-    runner.caption(config(data, batch_size=64), tmp_path, clip)
+    runner.caption(config(data, device_batch_size=64), tmp_path, clip)
     before, after = (
         builders.read_manifest(data)["splits"],
         builders.read_manifest(tmp_path)["splits"],
@@ -301,9 +249,7 @@ def test_a_collection_without_a_readable_image_is_an_error(clip, tmp_path):
         runner.caption(config(root), tmp_path / "run", clip)
 
 
-def test_what_does_not_fit_is_refused_first(folder, clip, tmp_path):
-    with pytest.raises(ConfigError, match="batch_size=12"):
-        runner.caption(config(folder, batch_size=12), tmp_path, clip)
+def test_more_wrappers_than_there_are_is_refused(folder):
     with pytest.raises(ConfigError, match="wrappers=99"):
         runner.read_lexicon(config(folder, wrappers=99))
 
@@ -324,18 +270,6 @@ def killed_after(parts, folder, clip, workdir, monkeypatch):
         with pytest.raises(Killed):
             runner.caption(config(folder), workdir, clip)
     assert len(list((workdir / "parts").glob("*.jsonl"))) == parts
-
-
-def test_another_number_of_processes_goes_on_with_the_same_parts(
-    folder, clip, undisturbed, tmp_path, monkeypatch
-):
-    """A part's images do not depend on how many processes share the work."""
-    killed_after(1, folder, clip, tmp_path, monkeypatch)
-    run_as_two_processes(folder, tmp_path)
-    assert [row["image"] for row in rows(tmp_path)] == [row["image"] for row in rows(undisturbed)]
-    assert [row["caption"] for row in rows(tmp_path)] == [
-        row["caption"] for row in rows(undisturbed)
-    ]
 
 
 def test_a_part_that_lacks_lines_is_noticed(folder, clip, tmp_path, monkeypatch):

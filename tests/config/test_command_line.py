@@ -34,7 +34,7 @@ def file(tmp_path):
 def call(capsys, file, tmp_path):
     """Runs `main`; returns the exit code, stdout, the lines of stderr and what `run` was given."""
 
-    def call(*arguments, run=None, config=f"--config={file}", workdir=tmp_path / "run"):
+    def call(*arguments, run=None, config=f"--config={file}", workdir=tmp_path / "run", **how):
         given = []
 
         def record(*seen):
@@ -44,11 +44,20 @@ def call(capsys, file, tmp_path):
 
         flags = [flag for flag in (config, workdir and f"--workdir={workdir}") if flag]
         with pytest.raises(SystemExit) as caught:
-            command_line.main(record, DOC, [*flags, *arguments])
+            command_line.main(record, DOC, [*flags, *arguments], **how)
         out, err = capsys.readouterr()
         return caught.value.code, out, err.splitlines(), given
 
     return call
+
+
+def test_work_of_one_process_is_refused_to_several(call, tmp_path, monkeypatch):
+    assert call(workdir=tmp_path / "one", alone=True)[0] == 0
+    monkeypatch.setattr(command_line.jax, "process_count", lambda: 2)
+    code, _, errors, given = call(alone=True)
+    assert (code, given) == (2, [])
+    assert errors[-1].endswith("'pretrain', and 2 were started; start one")
+    assert not (tmp_path / "run").exists()
 
 
 def test_success(call, tmp_path):

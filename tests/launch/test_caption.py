@@ -48,7 +48,7 @@ def flags(clip, images, workdir):
         f"--config.clip={clip}",
         f"--config.images={images}",
         "--config.tokenizer=examples/tokenizer",
-        "--config.batch_size=16",
+        "--config.device_batch_size=16",
         f"--workdir={workdir}",
     )
 

@@ -47,7 +47,7 @@ def single():
     return run_steps(make_mesh(devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2)])
 def test_eight_devices_equal_one(single, shape):
     """P03, P23, P102: losses, gradients and parameters do not depend on the mesh."""
     gradients, rows, params = run_steps(make_mesh(*shape))

@@ -1,8 +1,9 @@
 """Captions for a collection of images: scored in batches, written in parts, joined at the end.
 
-A part is whole or absent and holds the same images in every run, whatever the number of processes,
-so that a run that was killed at any moment goes on to the same bytes. Of an image no more is kept
-than a few numbers.
+A part is whole or absent and holds the same images in every run, and each image has the same place
+in a device's batch of the same size, whatever the number of processes and devices, so that a run
+that was killed at any moment goes on to the same bytes. Of an image no more is kept than a few
+numbers.
 """
 
 import contextlib
@@ -22,7 +23,6 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unipt_jax.captioning import composer, frequencies, lexicon, scorer, sources
@@ -32,7 +32,7 @@ from unipt_jax.config import schema
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.files import read_json, remove_leftovers, write_json, write_json_lines
-from unipt_jax.core.sharding import batch_sharding, make_mesh, require_divisible
+from unipt_jax.core.sharding import batch_sharding, make_mesh
 from unipt_jax.data import builders, images
 from unipt_jax.data.annotations import Record
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -93,31 +93,35 @@ def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
         DataError: there is no image, one cannot be read and `on_bad_record` is "stop", the
             tokenizer or the lexicon cannot be read, or, in a run that goes on, the lexicon or the
             weights are no longer the same.
-        ConfigError: the batch cannot be split over the devices, or as `require_temperature`.
+        ConfigError: as `require_temperature`.
+        UserError: another process has stopped.
         OSError: the storage fails; the run can go on later.
     """
     require_temperature(clip.model)
-    require_divisible(config.batch_size, make_mesh())
-    words, is_first = read_lexicon(config), distributed.is_first()
-    if is_first:
-        remove_leftovers(workdir)
-        remove_leftovers(workdir / PARTS)
-        if (workdir / builders.MANIFEST).exists():
-            shutil.rmtree(workdir / PARTS, ignore_errors=True)  # A kill may have left them.
+    words = read_lexicon(config)
+    with distributed.together():
+        if distributed.is_first():
+            _make_ready(config, workdir, clip)
     if (workdir / builders.MANIFEST).exists():
         log.info("%s is complete", workdir)
         return
-    if is_first:
-        _require_same_inputs(config, workdir, clip)
+    with distributed.together():
         source = sources.open_source(config.images, workdir)
-    _wait_for_all("listing")  # The first process lists the images; the others read its list.
-    if not is_first:
-        source = sources.open_source(config.images, workdir)
-    write_parts(config, workdir, clip, words, source)
-    _wait_for_all("parts")
-    if is_first:
-        join(config, workdir, words, source)
-    _wait_for_all("end")
+        write_parts(config, workdir, clip, words, source)
+    with distributed.together():
+        if distributed.is_first():
+            join(config, workdir, words, source)
+
+
+def _make_ready(config: schema.Caption, workdir: Path, clip: Clip) -> None:
+    """Removes what a kill has left, and lists the images, whose list all processes then read."""
+    remove_leftovers(workdir)
+    remove_leftovers(workdir / PARTS)
+    if (workdir / builders.MANIFEST).exists():
+        shutil.rmtree(workdir / PARTS, ignore_errors=True)
+        return
+    _require_same_inputs(config, workdir, clip)
+    sources.open_source(config.images, workdir)
 
 
 def _require_same_inputs(config: schema.Caption, workdir: Path, clip: Clip) -> None:
@@ -142,11 +146,6 @@ def _require_same_inputs(config: schema.Caption, workdir: Path, clip: Clip) -> N
     write_json(path, now)
 
 
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def write_parts(
     config: schema.Caption, workdir: Path, clip: Clip, words: Lexicon, source: Source
 ) -> None:
@@ -158,8 +157,9 @@ def write_parts(
         if not _part_file(workdir, part).exists()
     ]
     spans = [range(part * size, min((part + 1) * size, source.size)) for part in missing]
-    # Each process judges images of its own on devices of its own.
-    rows, mesh = config.batch_size // jax.process_count(), make_mesh(devices=jax.local_devices())
+    # Each process judges images of its own on devices of its own, a batch on each.
+    mesh = make_mesh(devices=jax.local_devices())
+    rows = config.device_batch_size * mesh.size
     height, width = clip.model.spec.image.image_size
     load = LoadImages(source, height, width, rows, config.on_bad_record == "stop")
     split, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
@@ -350,8 +350,8 @@ class Progress:
 
 
 def _part_size(config: schema.Caption) -> int:
-    """Returns how many images a part holds, whatever the number of processes that write them."""
-    return _BATCHES_A_PART * config.batch_size
+    """Returns how many images a part holds, whatever the number of those who write them."""
+    return _BATCHES_A_PART * config.device_batch_size
 
 
 def _parts(config: schema.Caption, source: Source) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from etils import epath
 
 from unipt_jax.config import load, schema
@@ -32,11 +33,13 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     check: Callable[[Any, epath.Path | None], None] = lambda config, resumed: None,
+    alone: bool = False,
 ) -> NoReturn:
     """Parses flags, joins other processes, calls `check`, claims the work directory, calls `run`.
 
     `check` takes the configuration and, if a run is to go on, its work directory, else None; `run`
-    takes the configuration, the work directory and whether to resume. Then the process exits.
+    takes the configuration, the work directory and whether to resume. Then the process exits. Where
+    `alone` is set, one process does the work, and several are refused.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
@@ -56,6 +59,11 @@ def main(
         distributed.start(flags.coordinator, flags.processes, flags.process)
         if not distributed.is_first():
             logging.getLogger().setLevel(logging.WARNING)  # Once is enough.
+        if alone and jax.process_count() > 1:
+            raise ConfigError(
+                f"one process does the work of {config.stage!r}, and {jax.process_count()} were "
+                "started; start one"
+            )
         workdir = epath.Path(flags.workdir)
         # A mistake must show before --overwrite removes anything.
         with distributed.together():

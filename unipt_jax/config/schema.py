@@ -566,7 +566,11 @@ class Caption:
         default="bert-base-uncased",
     )
     seed: int = field("of templates and synonyms", default=0, at_least=0, at_most=MAX_SEED)
-    batch_size: int = field("images, over all devices and processes", default=256, at_least=1)
+    device_batch_size: int = field(
+        "images at a time on each device, by which the result is the same on any number of them",
+        default=64,
+        at_least=1,
+    )
     on_bad_record: str = field(
         "stop at an image that cannot be read, or leave it out and count it",
         default="quarantine",

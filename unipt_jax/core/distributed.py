@@ -60,12 +60,13 @@ def together() -> Iterator[None]:
     """Ends on all processes at the same time: none goes on if one has raised an error within.
 
     Raises:
-        UserError: this process's own, or else one that names the first process that has one.
+        Exception: this process's own error.
+        UserError: this one has none; it names the first process that has one.
     """
-    own: UserError | None = None
+    own: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         own = error
     failed = np.array([own is not None])
     if jax.process_count() > 1:
