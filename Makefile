@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-beam lint clean
+.PHONY: install demo test test-slow test-beam test-gcs lint clean
 
 install: $(STAMP)
 
@@ -35,10 +35,16 @@ test-beam:
 	$(VENV)-beam/bin/python -m pip install --quiet --editable '.[test,beam]'
 	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py
 
+# In an environment of its own: nothing else needs Google's packages.
+test-gcs:
+	$(PYTHON) -m venv $(VENV)-gcs
+	$(VENV)-gcs/bin/python -m pip install --quiet --editable '.[test,gcs]' gcp-storage-emulator
+	$(VENV)-gcs/bin/python -m pytest tests/launch/test_gcs.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf runs $(VENV) $(VENV)-beam
+	rm -rf runs $(VENV) $(VENV)-beam $(VENV)-gcs

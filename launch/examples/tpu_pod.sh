@@ -8,8 +8,11 @@
 #   gcloud compute tpus tpu-vm create $NAME --zone=$ZONE --accelerator-type=v5litepod-256 \
 #     --version=v2-alpha-tpuv5-lite
 # $REPOSITORY is where the hosts can clone this from, and $BUCKET/data is what launch/prepare.py or
-# launch/caption.py wrote. Run it again with FLAGS=--resume after a preemption: it goes on from the
-# last checkpoint in the bucket.
+# launch/caption.py wrote to a disk, copied by
+#   gcloud storage rsync -r DIR $BUCKET/data
+# Every image is a request to the bucket; where that keeps the devices waiting, copy the data set to
+# each host instead, and name the directory there as --config.data. Run this again with
+# FLAGS=--resume after a preemption: it goes on from the last checkpoint in the bucket.
 set -euo pipefail
 : "${NAME:?the name of the slice}" "${ZONE:?its zone}" "${BUCKET:?gs://... for data and results}" \
   "${REPOSITORY:?where to clone this from}"
@@ -20,7 +23,8 @@ on_all_hosts() {
 
 # Once a slice: the code, and JAX with TPU support. libtpu tells the hosts of each other.
 on_all_hosts "test -d unipt-jax || (git clone -q $REPOSITORY unipt-jax &&
-  python3 -m venv unipt-jax/.venv && unipt-jax/.venv/bin/pip install -q 'jax[tpu]' ./unipt-jax)"
+  python3 -m venv unipt-jax/.venv &&
+  unipt-jax/.venv/bin/pip install -q 'jax[tpu]' './unipt-jax[gcs]')"
 
 # The same on each host. Every process reads its own rows of a batch; the first one writes metrics,
 # all of them their parts of a checkpoint.

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import jax
@@ -22,7 +22,14 @@ from unipt_jax.core.errors import (
     UserError,
     nearest,
 )
-from unipt_jax.core.files import CONFIG_FILE, claim_workdir, read_json, write_json
+from unipt_jax.core.files import (
+    CONFIG_FILE,
+    claim_workdir,
+    is_remote,
+    read_json,
+    require_reachable,
+    write_json,
+)
 
 Run = Callable[[Any, epath.Path, bool], None]
 
@@ -34,12 +41,14 @@ def main(
     *,
     check: Callable[[Any, epath.Path | None], None] = lambda config, resumed: None,
     alone: bool = False,
+    remote: bool = True,
 ) -> NoReturn:
     """Parses flags, joins other processes, calls `check`, claims the work directory, calls `run`.
 
     `check` takes the configuration and, if a run is to go on, its work directory, else None; `run`
     takes the configuration, the work directory and whether to resume. Then the process exits. Where
-    `alone` is set, one process does the work, and several are refused.
+    `alone` is set, one process does the work, and several are refused; without `remote` a work
+    directory in an object store is.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
@@ -50,9 +59,10 @@ def main(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
+    for name in ("fsspec", "gcsfs", "jax"):  # They tell of every file and program.
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Orbax warns of what it was asked for, such as a directory that is only read.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.WARNING)
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
@@ -67,6 +77,7 @@ def main(
         workdir = epath.Path(flags.workdir)
         # A mistake must show before --overwrite removes anything.
         with distributed.together():
+            _require_place(workdir, remote)
             check(config, workdir if flags.resume else None)
         with distributed.together():
             if distributed.is_first():
@@ -91,8 +102,22 @@ def _claim(config: Any, workdir: epath.Path, flags: argparse.Namespace) -> None:
     """Makes the work directory ready, with the configuration in it."""
     if flags.overwrite:
         _require_other_inputs(config, flags.workdir)
-    claim_workdir(workdir, resume=flags.resume, overwrite=flags.overwrite)
-    _record_config(config, workdir)
+    try:
+        claim_workdir(workdir, resume=flags.resume, overwrite=flags.overwrite)
+        _record_config(config, workdir)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"--workdir={workdir} cannot be written to: {why}") from error
+
+
+def _require_place(workdir: epath.Path, remote: bool) -> None:
+    """Refuses a work directory in an object store that cannot be reached, or written by this."""
+    if is_remote(workdir) and not remote:
+        raise ConfigError(
+            f"--workdir={workdir}: ArrayRecord files are written to disks alone; name a local "
+            "directory, and copy what is then in it (gcloud storage rsync -r)"
+        )
+    require_reachable(workdir)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -167,13 +192,18 @@ def _print_fields(spec: str | None) -> None:
 
 def _require_other_inputs(config: Any, workdir: str) -> None:
     """Refuses to empty a work directory that is, or holds, something the configuration reads."""
-    emptied = Path(workdir).resolve()
+    emptied = _place(workdir)
     for name, value in _texts(schema.to_dict(config), ""):
-        if value and Path(value).exists() and Path(value).resolve().is_relative_to(emptied):
+        if value and _place(value).is_relative_to(emptied) and epath.Path(value).exists():
             raise ConfigError(
                 f"--overwrite would remove {name}={value}, which lies in --workdir={workdir}; "
                 "name another directory"
             )
+
+
+def _place(path: str) -> PurePath:
+    """Returns the path with links followed, of which object stores have none."""
+    return epath.Path(path) if is_remote(path) else Path(path).resolve()
 
 
 def _texts(values: Any, name: str) -> Iterator[tuple[str, str]]:

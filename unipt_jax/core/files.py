@@ -16,6 +16,33 @@ CONFIG_FILE = "config.json"
 _ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
 
+def is_remote(path: epath.PathLike) -> bool:
+    """Tells whether a path names something in an object store, as `gs://bucket/run` does."""
+    return "://" in os.fspath(path)
+
+
+def require_reachable(path: epath.PathLike) -> None:
+    """Finds out whether a path can be asked for at all; whether it is there does not matter.
+
+    Raises:
+        DataError: the package that its object store is reached by is missing, or access to it.
+    """
+    try:
+        epath.Path(path).exists()
+    except Exception as error:  # Each store has errors of its own.
+        raise DataError(
+            f"{path} cannot be reached: {error}; gs:// needs pip install 'unipt-jax[gcs]', and "
+            "credentials: gcloud auth application-default login"
+        ) from error
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Returns the path by which others find the same thing, in whatever directory they work."""
+    path = epath.Path(path)
+    # What etils makes absolute, it puts below the working directory: gs:// paths too.
+    return path if path.is_absolute() else path.absolute()
+
+
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
     """Writes `content` aside and renames it, so that `path` never holds a part of it."""
     write_stream(path, [content])
@@ -52,6 +79,21 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def write_json_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
     """Writes one strict JSON value a line, whole or not at all."""
     write_stream(path, map(_encode, rows))
+
+
+def append_json_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
+    """Adds one strict JSON value a line to a file, which need not be there yet.
+
+    A kill may leave the last line unfinished, but never takes an earlier one away.
+    """
+    path, content = epath.Path(path), b"".join(map(_encode, rows))
+    if is_remote(path):
+        # An object is replaced as a whole, or not at all. Nothing can be added to one: gcsfs opens
+        # it for that with no more than a warning, and what it held is gone.
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + content)
+    else:
+        with path.open("ab") as file:
+            file.write(content)
 
 
 def read_json(path: epath.PathLike) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from unipt_jax.core.errors import ConfigError, DataError
-from unipt_jax.core.files import write_bytes
+from unipt_jax.core.files import absolute, write_bytes
 from unipt_jax.data.builders import SPREAD_FOLDER, Part, Spread
 
 _PARTS = "parts.pickle"
@@ -66,7 +66,7 @@ def spread_on(runner: str, options: Sequence[str], workdir: epath.PathLike) -> S
     """
     if not runner:
         return map
-    folder = epath.Path(workdir).absolute() / SPREAD_FOLDER
+    folder = absolute(workdir) / SPREAD_FOLDER
     return functools.partial(_spread, runner, options, folder)
 
 

@@ -36,7 +36,14 @@ from etils import epath
 from jaxtyping import Int32
 
 from unipt_jax.core.errors import DataError, nearest
-from unipt_jax.core.files import read_json, write_bytes, write_json, write_json_lines
+from unipt_jax.core.files import (
+    absolute,
+    read_json,
+    require_reachable,
+    write_bytes,
+    write_json,
+    write_json_lines,
+)
 from unipt_jax.data import images as images_lib
 from unipt_jax.data import tokenization
 from unipt_jax.data.annotations import SPLITS, Problem, Record, missing_by_folder, natural_order
@@ -393,8 +400,8 @@ def _shards(
                 break
             indices[split].extend(members)
             path = templates[split].sharded_filepath(shard_index=number, num_shards=None)
-            # Others may work in another directory; gs:// paths are absolute.
-            yield os.fspath(epath.Path(path).absolute()), members
+            # Others may work in another directory.
+            yield os.fspath(absolute(path)), members
 
 
 def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int, int]:
@@ -521,9 +528,10 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
     """Returns the manifest of a prepared data set.
 
     Raises:
-        DataError: the directory holds none, or one of another format.
+        DataError: the directory cannot be reached, holds none, or one of another format.
     """
     directory = epath.Path(directory)
+    require_reachable(directory)
     if not (directory / MANIFEST).is_file():
         _refuse_tfrecord(directory)
         raise DataError(

@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from unipt_jax.core import trees
 from unipt_jax.core.errors import CheckpointError, SaveError
+from unipt_jax.core.files import absolute
 from unipt_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -72,7 +73,7 @@ class Checkpoints:
 
     @classmethod
     def _open(cls, workdir: epath.PathLike, options: ocp.CheckpointManagerOptions) -> "Checkpoints":
-        directory = epath.Path(workdir).absolute() / DIRECTORY
+        directory = absolute(workdir) / DIRECTORY
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "data": ocp.JsonCheckpointHandler(),

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import PreemptionError
+from unipt_jax.core.files import write_json_lines
 from unipt_jax.core.sharding import batch_block, batch_sharding, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.training import metrics
@@ -69,7 +70,7 @@ def train(
         checkpoint_every: steps between two checkpoints; the last step always has one.
         checkpoints: where they go.
         writer: where metrics go.
-        quarantine: the file that unreadable records are appended to, with each row of metrics.
+        quarantine: the file that lists unreadable records, with each row of metrics.
         image_of: gives the image path of a record, for that file.
         data_identity: what the data are, written into each checkpoint.
         config: written into each checkpoint.
@@ -95,9 +96,8 @@ def train(
                 continue
             row = {"step": float(step)} | metrics.fetch(scalars)
             metrics.require_finite(row, since=logged)
-            new, unread = distributed.union(unread) - bad_records, set()
-            bad_records |= new
-            _note_bad_records(new, len(bad_records), quarantine, image_of)
+            new, unread = distributed.union(unread) - bad_records.keys(), set()
+            _note_bad_records(new, bad_records, quarantine, image_of)
             seconds = time.perf_counter() - clock
             scores = score(state.chosen) if score and at_checkpoint and not at_end else {}
             if at_log or scores:
@@ -118,23 +118,27 @@ def train(
     return state
 
 
-def _read_bad_records(path: epath.Path) -> set[int]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {json.loads(line)["pair"] for line in lines}
+def _read_bad_records(path: epath.Path) -> dict[int, dict[str, Any]]:
+    """Returns the rows of the quarantine file by their records."""
+    rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    return {row["pair"]: row for row in rows}
 
 
 def _note_bad_records(
-    new: set[int], total: int, path: epath.Path, image_of: Callable[[int], str]
+    new: Set[int],
+    rows: dict[int, dict[str, Any]],
+    path: epath.Path,
+    image_of: Callable[[int], str],
 ) -> None:
-    """Appends records that could not be read, each once a run, to the quarantine file."""
-    if not new or not distributed.is_first():
+    """Adds records that could not be read, each once a run, and writes the quarantine file anew."""
+    if not new:
         return
-    with path.open("a") as file:
-        for record in sorted(new):
-            what = "cannot be decoded; run launch/prepare.py again to see why"
-            row = {"pair": record, "image": image_of(record), "what": what}
-            file.write(json.dumps(row) + "\n")
-    log.warning("%d unreadable records so far; see %s", total, path)
+    what = "cannot be decoded; run launch/prepare.py again to see why"
+    for record in sorted(new):
+        rows[record] = {"pair": record, "image": image_of(record), "what": what}
+    if distributed.is_first():
+        write_json_lines(path, rows.values())
+        log.warning("%d unreadable records so far; see %s", len(rows), path)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from etils import epath
 
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import DivergenceError
-from unipt_jax.core.files import write_json_lines
+from unipt_jax.core.files import append_json_lines, write_json_lines
 
 FILE = "metrics.jsonl"
 Row = dict[str, float | int]
@@ -70,8 +70,7 @@ class Writer:
         """Writes one row; `row["step"]` counts optimizer steps."""
         if not self._active:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(row | {"step": int(row["step"])}, allow_nan=False) + "\n")
+        append_json_lines(self._path, [row | {"step": int(row["step"])}])
         for name, value in row.items():
             self._events.add_scalar(name, value, int(row["step"]))
 
