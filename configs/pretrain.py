@@ -60,11 +60,12 @@ VARIANTS = {
         "loss": {"mlm": 0.2},
         "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
     },
-    # The paper's batch, in parts that fit 24 GB.
+    # The paper's batch, in parts that should fit 24 GB (`docs/scaling.md`).
     "devices=1": DEVICES[1] | {"accumulate": 8},
     "devices=8": DEVICES[8],
-    # A batch that fills them; Adam's learning rate grows with its root (Malladi et al., 2022, "On
-    # the SDEs and scaling rules for adaptive gradient algorithms"). Nobody has trained so yet.
+    # A batch that fits 16 GB by every compiler asked; Adam's learning rate grows with its root
+    # (Malladi et al., 2022, "On the SDEs and scaling rules for adaptive gradient algorithms").
+    # Nobody has trained so yet.
     "devices=256": DEVICES[256] | {"batch_size": 8192, "optimizer": {"learning_rate": 4e-5}},
 }
 

@@ -50,6 +50,17 @@ def test_it_starts_at_step_zero_in_float32():
     assert jnp.issubdtype(made.key.dtype, jax.dtypes.prng_key)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_abstract_state_is_that_which_is_made(ema):
+    mesh = make_mesh(2, 2, 2)
+    net, optimizer, _ = micro.parts()
+    shapes, shardings = state.abstract(net, micro.batch(), optimizer, mesh=mesh, ema=ema)
+    made, theirs = create(mesh, ema=ema)
+    assert shardings == theirs
+    kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    assert kinds(shapes) == kinds(made)
+
+
 @pytest.mark.parametrize("ema", [0.5, 0.7])
 def test_the_average_is_that_of_a_plain_loop(ema):
     """Thirty steps of gradient descent, by NumPy; early steps count as of fewer parameters."""

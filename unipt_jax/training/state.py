@@ -1,5 +1,6 @@
 """Everything that changes while training, as one tree of arrays."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,20 @@ class TrainState:
         return self.params if self.average is None else self.average
 
 
+def abstract(
+    model: nn.Module,
+    example: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    ema: float = 0.0,
+) -> tuple[TrainState, TrainState]:
+    """Returns the shapes and types of what `create` makes, and its shardings; allocates nothing."""
+    initialise = _initialiser(model, example, optimizer, ema)
+    named = jax.eval_shape(initialise, jax.ShapeDtypeStruct((), jnp.uint32))
+    return nn.meta.unbox(named), parameter_shardings(named, mesh)
+
+
 def create(
     model: nn.Module,
     example: Any,
@@ -77,6 +92,19 @@ def create(
     Returns:
         The state and, of the same structure, its shardings.
     """
+    initialise = _initialiser(model, example, optimizer, ema)
+    _, shardings = abstract(model, example, optimizer, mesh=mesh, ema=ema)
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda seed: nn.meta.unbox(initialise(seed)), out_shardings=shardings)(
+            jnp.uint32(seed)
+        )
+    return state, shardings
+
+
+def _initialiser(
+    model: nn.Module, example: Any, optimizer: optax.GradientTransformation, ema: float
+) -> Callable[[UInt[Array, ""]], TrainState]:
+    """Returns what makes a state of a seed, its parameters under their logical names."""
 
     def initialise(seed: UInt[Array, ""]) -> TrainState:
         key = jax.random.key(seed)
@@ -90,10 +118,4 @@ def create(
             key=key,
         )
 
-    abstract = jax.eval_shape(initialise, jax.ShapeDtypeStruct((), jnp.uint32))
-    shardings = parameter_shardings(abstract, mesh)
-    with jax.set_mesh(mesh):
-        state = jax.jit(lambda seed: nn.meta.unbox(initialise(seed)), out_shardings=shardings)(
-            jnp.uint32(seed)
-        )
-    return state, shardings
+    return initialise
