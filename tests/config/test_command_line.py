@@ -1,5 +1,6 @@
 """Exit codes, one line for a mistake, and the configuration beside the results."""
 
+import errno
 import json
 
 import pytest
@@ -86,6 +87,11 @@ def raising(error):
         (ConfigError("x=1; y=2"), 2, "error: x=1; y=2"),
         (DivergenceError("loss is nan at step 7"), 1, "error: loss is nan at step 7"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl"),
+            1,
+            "error: run/metrics.jsonl: No space left on device",
+        ),
     ],
 )
 def test_failures_end_in_one_line(call, error, code, line):
@@ -227,6 +233,21 @@ def test_a_directory_in_use_is_refused(call, tmp_path):
     assert (code, len(errors), given) == (2, 1, [])
     assert "pass --resume" in errors[0]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
+
+
+def test_a_directory_that_cannot_be_written_is_refused(call, tmp_path, monkeypatch):
+    """As a read-only mount answers; the tests' user may be one whom permissions do not bind."""
+
+    def refuse(path, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(command_line, "write_json", refuse)
+    code, _, errors, given = call()
+    assert (code, given) == (2, [])
+    assert errors == [
+        f"error: --workdir={tmp_path / 'run'} cannot be written to: Read-only file system"
+    ]
 
 
 def test_overwrite_writes_the_new_configuration(call, tmp_path):

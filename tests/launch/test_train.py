@@ -151,6 +151,43 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(data, pretraine
         np.testing.assert_array_equal(one, other, err_msg=path)
 
 
+def test_a_work_directory_that_goes_away_ends_the_run(data, pretrained, tmp_path):
+    """Like a mount that is lost once the run is under way; its last checkpoint is whole."""
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    shutil.copytree(pretrained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    events = set((workdir / "tensorboard").iterdir())
+    arguments = [*PRETRAIN, f"--config.data={data}", f"--workdir={workdir}", "--resume"]
+    process = command("train", *arguments)
+    while set((workdir / "tensorboard").iterdir()) == events:  # What a run opens first.
+        assert process.poll() is None
+        time.sleep(0.01)
+    workdir.rename(away)
+    code, _, err = finish(process)
+    assert code == 1 and "Traceback" not in err, err
+    last = err.strip().splitlines()[-1]
+    assert last == f"error: {workdir / 'metrics.jsonl'}: No such file or directory"
+    assert parameters(away)[0] == 9
+
+
+def test_a_damaged_checkpoint_is_named(data, pretrained, tmp_path):
+    """One bit of each file of the newest one's arrays; some of these files are never read."""
+    workdir = tmp_path / "run"
+    shutil.copytree(pretrained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    newest = workdir / "checkpoints" / "9"
+    for file in newest.rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    arguments = [*PRETRAIN, f"--config.data={data}", f"--workdir={workdir}", "--resume"]
+    code, _, err = finish(command("train", *arguments))
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and "Traceback" not in err, err
+    assert last.startswith(f"error: {newest} is damaged or cannot be read: ")
+    assert last.endswith("take it away, and step 6 is next")
+
+
 def test_fine_tuning_goes_on_from_a_pre_trained_run(data, pretrained, tmp_path):
     """Both encoders come from there; classifiers and PGU are new; two data sets make one."""
     arguments = [*FINETUNE, f"--config.data={data},{data}", f"--config.init={pretrained}"]

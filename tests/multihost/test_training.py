@@ -174,34 +174,89 @@ def test_sigterm_saves_and_exits(both, data, start, finish, tmp_path, processes)
     assert difference(both[processes], workdir) == 0
 
 
+# Beside the work directory's files: the records that each step is trained on, as the step counts.
+NOTING = """
+import json, runpy, sys
+from unipt_jax.training import loop
+
+(workdir,) = (flag.removeprefix("--workdir=") for flag in sys.argv if "--workdir=" in flag)
+real = loop.jit_step
+
+def noting(*arguments):
+    step = real(*arguments)
+
+    def noted(state, batch):
+        for shard in batch["record"].addressable_shards:
+            line = [int(state.step) + 1, shard.index[0].start or 0, shard.data.tolist()]
+            with open(f"{workdir}/records.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\\n")
+        return step(state, batch)
+
+    return noted
+
+loop.jit_step = noting
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
+
+
+def trained_on(workdir):
+    """The records of all steps in their order; a step that was done again read the same ones."""
+    noted = {}
+    for line in (workdir / "records.jsonl").read_text().splitlines():
+        step, row, records = json.loads(line)
+        assert noted.setdefault((step, row), records) == records
+    return [record for place in sorted(noted) for record in noted[place]]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_fifteen_kills_change_nothing(data, start, finish, tmp_path, processes):
-    """SIGKILL at random moments, with a save at each step; of two processes it hits one."""
-    steps, rng = 40, np.random.default_rng(processes)
-    size = {"processes": processes, "devices": 8 // processes}
-    flags = [flag for flag in TRAIN if "evaluate" not in flag and "protocol" not in flag]
-    flags += [*MIXED, f"--config.data={data}", f"--config.steps={steps}"]
-    flags += ["--config.checkpoint_every=1"]
-    code, said = finish(*flags, f"--workdir={tmp_path / 'straight'}", **size)
+    """SIGKILL at random: after the start, after a save, and in the midst of one.
+
+    Of two processes, each of which writes its half of every checkpoint, it hits one.
+    """
+    steps, batch_size, rng = 36, 40, np.random.default_rng(processes)
+    script = tmp_path / "train.py"
+    script.write_text(NOTING)
+    size = {"processes": processes, "devices": 2 // processes}
+    flags = [flag for flag in TRAIN[1:] if "evaluate" not in flag and "protocol" not in flag]
+    flags += [f"--config.data={data}", "--config.mesh.fsdp=2", "--config.checkpoint_every=1"]
+    flags += [f"--config.steps={steps}", f"--config.batch_size={batch_size}"]
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    code, said = finish(str(script), *flags, f"--workdir={straight}", **size)
     assert code == 0, said
 
-    saved = tmp_path / "run" / "checkpoints"
-    for _ in range(15):
+    saved, in_a_save = run / "checkpoints", 0
+    for number in range(15):
         before = set(saved.glob("*"))
-        process = start(*flags, f"--workdir={tmp_path / 'run'}", "--resume", **size)
-        while set(saved.glob("*")) == before:
-            assert process.poll() is None
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3))
-        victims = children(process.pid) if processes > 1 else [process.pid]
+        process = start(str(script), *flags, f"--workdir={run}", "--resume", **size)
+        while len(victims := children(process.pid) if processes > 1 else [process.pid]) < processes:
+            time.sleep(0.1)
+        if number % 3 == 0:
+            time.sleep(rng.uniform(0, 4))
+        else:  # What a kill has left of a save is there before.
+            awaited = "*-tmp*" if number % 3 == 1 else "*[0-9]"
+            while not set(saved.glob(awaited)) - before:
+                assert process.poll() is None
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 1) if number % 3 == 2 else 0)
+        in_a_save += bool(set(saved.glob("*-tmp*")) - before)
         os.kill(int(rng.choice(victims)), signal.SIGKILL)
         said, _ = process.communicate(timeout=300)
         assert process.returncode != 0, said
-    code, said = finish(*flags, f"--workdir={tmp_path / 'run'}", "--resume", **size)
+    assert in_a_save >= 5
+    code, said = finish(str(script), *flags, f"--workdir={run}", "--resume", **size)
     assert code == 0, said
-    require_same_losses(tmp_path / "straight", tmp_path / "run", steps)
-    assert difference(tmp_path / "straight", tmp_path / "run", steps) == 0
+
+    assert difference(straight, run, steps) == 0
+    require_same_losses(straight, run, steps)
+    for here, there in zip(rows(straight), rows(run), strict=True):
+        assert here["learning_rate"] == there["learning_rate"]
+    order = trained_on(straight)
+    assert len(order) == steps * batch_size and trained_on(run) == order
+    epochs = np.array(order[: len(order) // 432 * 432]).reshape(-1, 432)
+    assert (np.sort(epochs) == np.arange(432)).all()
 
 
 def children(pid):

@@ -2,12 +2,14 @@
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
 from tests.training import micro
 from unipt_jax.core import trees
+from unipt_jax.core.errors import DivergenceError
 from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.training import loop, metrics, state
@@ -57,6 +59,54 @@ def trained(tmp_path_factory):
                 score=score if name == "scored" else None,
             )
     return directories, seen
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "val/R1"])
+def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
+    """At step 4, of a loss or of the score itself; step 2 stays the best and the latest."""
+    made = state.TrainState(
+        step=jnp.int32(0),
+        params={"kernel": jnp.ones(3)},
+        opt_state=(),
+        key=jax.random.key(0),
+        average=None,
+    )
+    measured = []
+
+    def take(state, batch):
+        late = spoilt == "loss" and int(state.step) == 3
+        return state.replace(step=state.step + 1), {"loss": jnp.float32("nan" if late else 1)}
+
+    def score(params):
+        measured.append(params)
+        return {"val/R1": float("nan") if len(measured) == 2 else 30.0}
+
+    with (
+        Batches(grain.MapDataset.range(100).map(lambda number: micro.batch(8))) as batches,
+        metrics.Writer(tmp_path, step=0) as writer,
+        Checkpoints.open(tmp_path, keep=1) as checkpoints,
+        pytest.raises(DivergenceError, match=rf"^{spoilt} became NaN .* in steps 3 to 4"),
+    ):
+        loop.train(
+            state=made,
+            train_step=take,
+            batches=batches,
+            mesh=make_mesh(devices=jax.devices()[:1]),
+            steps=8,
+            log_every=4,
+            checkpoint_every=2,
+            checkpoints=checkpoints,
+            writer=writer,
+            quarantine=epath.Path(tmp_path) / "quarantine.jsonl",
+            image_of=str,
+            data_identity={},
+            config={},
+            score=score,
+        )
+    assert len(measured) == (1 if spoilt == "loss" else 2)
+    assert [row["step"] for row in metrics.read(tmp_path)] == [2]
+    with Checkpoints.open_read_only(tmp_path) as checkpoints:
+        assert checkpoints.best_step() == checkpoints.latest_step() == 2
 
 
 def test_a_checkpoint_with_a_score_is_a_row(trained):

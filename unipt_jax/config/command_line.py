@@ -95,6 +95,12 @@ def main(
         sys.exit(_fail(str(error), 128 + signal.SIGTERM))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+    except Exception as error:
+        # A disk that is full, read-only or gone, where it is not a checkpoint that tells so.
+        if isinstance(error, OSError) and error.filename:
+            sys.exit(_fail(f"{error.filename}: {error.strerror}", 1))
+        distributed.leave_soon(1)
+        raise
     sys.exit(0)
 
 
@@ -233,4 +239,5 @@ def _record_config(config: Any, workdir: epath.Path) -> None:
 
 def _fail(message: str, code: int) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
+    distributed.leave_soon(code)
     return code

@@ -19,7 +19,8 @@ def main(doc: str) -> int:
     the others have a while to end before they are killed; SIGTERM and SIGINT reach them all.
 
     Returns:
-        0 if all succeed, else the code of the first that fails, 128 and the number for a signal.
+        0 if all succeed, else the code of the first that fails, 128 and the number for a signal; a
+        code above 1, which is never a mere consequence, goes before others.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False)
     parser.add_argument("--processes", type=int, required=True)
@@ -69,7 +70,7 @@ def _gpus() -> list[str]:
 def _wait(running: list[subprocess.Popen]) -> int:
     """Waits for all; once one has failed, the others have a while to end."""
     failed, deadline = 0, None
-    while any(process.poll() is None for process in running):
+    while None in [process.poll() for process in running]:  # Each is polled: any() stops early.
         failed = failed or next((p.returncode for p in running if p.returncode), 0)
         if failed and deadline is None:
             deadline = time.monotonic() + _GRACE
@@ -77,5 +78,7 @@ def _wait(running: list[subprocess.Popen]) -> int:
             for process in running:
                 process.kill()
         time.sleep(0.1)
-    failed = failed or next((p.returncode for p in running if p.returncode), 0)
+    codes = [process.returncode for process in running]
+    # 1 and signals are also what becomes of those that have lost another.
+    failed = next((code for code in codes if code > 1), failed or next(filter(None, codes), 0))
     return failed if failed >= 0 else 128 - failed  # As shells tell of a signal.

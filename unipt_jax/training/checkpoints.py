@@ -2,15 +2,19 @@
 
 The best one by a score stays beside the latest. Orbax writes each step aside and renames it, so a
 killed run leaves its last complete checkpoint and remains of the next that are never taken for one.
+What storage has altered since is found by checksums: Orbax itself notices little of it.
 """
 
 import contextlib
 import dataclasses
+import json
+import zlib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -79,7 +83,12 @@ class Checkpoints:
             "data": ocp.JsonCheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
         }
-        manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+        try:
+            manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+        except ValueError as error:  # No JSON: the scores are read at once.
+            raise CheckpointError(
+                f"{directory}: the score of a checkpoint, in STEP/metrics, is damaged: {error}"
+            ) from None
         return cls(manager, directory)
 
     def latest_step(self) -> int | None:
@@ -119,6 +128,7 @@ class Checkpoints:
             int(state.step),
             config,
             metrics=None if score is None else {"score": score},
+            checksums=_checksums(state) | {"data": _checksum(data)},
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave(dict(data)),
         )
@@ -131,7 +141,8 @@ class Checkpoints:
         `state` gives the structure, shapes and types; any mesh may have written the checkpoint.
 
         Raises:
-            CheckpointError: there is none, or it holds other parameters (all differences listed).
+            CheckpointError: there is none, it is damaged, or it holds other parameters (all
+                differences listed).
         """
         step = self._require_step()
         abstract = jax.tree.map(
@@ -140,12 +151,15 @@ class Checkpoints:
             shardings,
         )
         self._require_same(self._stored_shapes(step)["params"], state.params, step)
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-            ),
-        )
+        with self._reading(step):
+            restored = self.manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                ),
+            )
+            found = _checksums(restored["state"]) | {"data": _checksum(restored["data"])}
+        self._require_unaltered(found, step)
         return restored["state"], restored["data"]
 
     def save_params(self, params: Any, *, config: Mapping[str, Any]) -> None:
@@ -154,7 +168,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the step was not taken, for it exists.
         """
-        self._save(0, config, state=ocp.args.StandardSave({"params": params}))
+        params = {"params": params}
+        self._save(0, config, checksums=_checksums(params), state=ocp.args.StandardSave(params))
 
     def restore_params(self, abstract: Any = None) -> Any:
         """Returns the parameters alone of the best checkpoint, or else of the latest.
@@ -163,7 +178,8 @@ class Checkpoints:
         `abstract` gives the structure, shapes and types that they must have; None takes any.
 
         Raises:
-            CheckpointError: there is none, or it holds other parameters (all differences listed).
+            CheckpointError: there is none, it is damaged, or it holds other parameters (all
+                differences listed).
         """
         step = self.best_step()
         step = self._require_step() if step is None else step
@@ -179,7 +195,7 @@ class Checkpoints:
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype), abstract
         )
-        with ocp.PyTreeCheckpointer() as reader:
+        with self._reading(step), ocp.PyTreeCheckpointer() as reader:
             restored = reader.restore(
                 self.directory / str(step) / "state",
                 args=ocp.args.PyTreeRestore(
@@ -188,6 +204,7 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
+        self._require_unaltered(_checksums({part: restored[part]}), step)
         return restored[part]
 
     def wait(self) -> None:
@@ -226,14 +243,43 @@ class Checkpoints:
                 f"there is room: {what}"
             ) from error
 
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns whatever Orbax, tensorstore or JSON raise into one line."""
+        try:
+            yield
+        except Exception as error:
+            raise self._damaged(step, " ".join(str(error).split())[:300]) from error
+
+    def _damaged(self, step: int, what: str) -> CheckpointError:
+        earlier = [other for other in self.manager.all_steps() if other < step]
+        left = f"step {max(earlier)} is next" if earlier else "no checkpoint is left"
+        return CheckpointError(
+            f"{self.directory}/{step} is damaged or cannot be read: {what}; if it stays so, take "
+            f"it away, and {left}"
+        )
+
+    def _require_unaltered(self, found: Mapping[str, int], step: int) -> None:
+        with self._reading(step):
+            arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            stored = self.manager.restore(step, args=arguments)["meta"]["checksums"]
+        altered = [name for name, value in found.items() if stored.get(name) != value]
+        if altered:
+            raise self._damaged(step, f"other values than were saved in {', '.join(altered)}")
+
     def _save(
         self,
         step: int,
         config: Mapping[str, Any],
+        checksums: Mapping[str, int],
         metrics: Mapping[str, float] | None = None,
         **items: ocp.args.CheckpointArgs,
     ) -> None:
-        meta = {"config": dict(config), "version": metadata.version("unipt-jax")}
+        meta = {
+            "config": dict(config),
+            "version": metadata.version("unipt-jax"),
+            "checksums": dict(checksums),
+        }
         arguments = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
         with self._writing():
             saved = self.manager.save(step, args=arguments, metrics=metrics)
@@ -247,7 +293,11 @@ class Checkpoints:
         return step
 
     def _stored_shapes(self, step: int) -> Any:
-        return self.manager.item_metadata(step)["state"]
+        with self._reading(step):
+            shapes = self.manager.item_metadata(step)["state"]
+            if shapes is None:
+                raise FileNotFoundError("state/_METADATA is missing")
+            return shapes
 
     def _require_same(self, stored: Any, wanted: Any, step: int) -> None:
         differences = trees.shape_differences(stored, wanted)
@@ -256,6 +306,28 @@ class Checkpoints:
                 f"{self.directory}/{step} does not fit the model of this configuration: "
                 + "; ".join(differences)
             )
+
+
+def _checksum(data: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(dict(data), sort_keys=True).encode())
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """Returns for each array the sum of its elements' bits as integers, which no mesh changes."""
+    return {
+        name: int(total) for name, total in jax.device_get(_totals(trees.flatten(tree))).items()
+    }
+
+
+@jax.jit
+def _totals(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def total(array: jax.Array) -> jax.Array:
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+        return bits.sum(dtype=jnp.uint32)
+
+    return jax.tree.map(total, dict(arrays))
 
 
 def _score(metrics: Mapping[str, float]) -> float:

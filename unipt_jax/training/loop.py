@@ -77,7 +77,7 @@ def train(
         score: measures parameters at each checkpoint, which is then a row of metrics too.
 
     Raises:
-        DivergenceError: a metric is NaN or infinite.
+        DivergenceError: a metric or a score is NaN or infinite.
         DataError: a record cannot be read, and the pipeline does not quarantine.
         PreemptionError: SIGTERM came; the step reached is saved.
     """
@@ -100,6 +100,7 @@ def train(
             _note_bad_records(new, bad_records, quarantine, image_of)
             seconds = time.perf_counter() - clock
             scores = score(state.chosen) if score and at_checkpoint and not at_end else {}
+            metrics.require_finite({"step": float(step)} | scores, since=logged)
             if at_log or scores:
                 rows = len(batch["valid"]) * blocks
                 row["examples_per_second"] = rows * (step - logged) / seconds
