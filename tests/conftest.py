@@ -2,10 +2,20 @@
 
 import importlib.util
 import os
+import shutil
+import tempfile
 
-import hypothesis
-import jax
-import pytest
+# A program that several tests compile, or their children, is compiled once a run. JAX reads these
+# variables as it is imported; workers and children inherit them.
+COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Children (launch scripts, worker processes) must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -47,3 +57,9 @@ def pytest_report_header() -> str:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: tests that compare with it are SKIPPED"
     return "tests that compare with PyTorch run"
+
+
+def pytest_unconfigure() -> None:
+    """Leaves nothing behind."""
+    if COMPILED:
+        shutil.rmtree(COMPILED, ignore_errors=True)

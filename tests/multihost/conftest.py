@@ -10,9 +10,8 @@ from tests.training.test_conversion import export_clip
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory):
+def start():
     """Starts a command with so many virtual devices a process."""
-    cache = tmp_path_factory.mktemp("compiled")
 
     def start(*arguments, processes=1, devices=1):
         several = ["launch/local.py", f"--processes={processes}"] if processes > 1 else []
@@ -26,8 +25,6 @@ def start(tmp_path_factory):
                 "HF_HUB_OFFLINE": "1",
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(devices),
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
         )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 def keep_compiled(directory: epath.PathLike) -> None:
     """Makes JAX look for compiled programs in a directory, and put new ones there."""
     jax.config.update("jax_compilation_cache_dir", str(epath.Path(directory).expanduser()))
+    compilation_cache.reset_cache()  # One that looks elsewhere already would stay in force.
     # Hundreds of small programs make up much of a start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
