@@ -23,23 +23,26 @@ class Chip:
         memory: bytes.
         bandwidth: of its memory, bytes a second.
         link: bytes a second that it can send to its neighbours, over all its links together.
+        host: how many of them a host has.
     """
 
     flops: float
     memory: float
     bandwidth: float
     link: float
+    host: int
 
 
 CHIPS = {
-    # https://docs.cloud.google.com/tpu/docs/v5e: links of 1600 Gbit/s, 400 GB/s in both directions.
-    "TPU v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    # https://docs.cloud.google.com/tpu/docs/v5e: links of 1600 Gbit/s, 400 GB/s in both directions;
+    # slices of several hosts have 4 chips on each.
+    "TPU v5e": Chip(197e12, 16e9, 819e9, 200e9, host=4),
     # https://www.nvidia.com/en-us/data-center/h100, SXM: 1,979 TFLOP/s are with sparsity, and 900
     # GB/s of NVLink in both directions.
-    "H100": Chip(989e12, 80e9, 3.35e12, 450e9),
+    "H100": Chip(989e12, 80e9, 3.35e12, 450e9, host=8),
     # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf: sums
     # in float32. It has no NVLink.
-    "RTX 4090": Chip(165.2e12, 24e9, 1.008e12, math.inf),
+    "RTX 4090": Chip(165.2e12, 24e9, 1.008e12, math.inf, host=1),
 }
 
 

@@ -43,7 +43,6 @@ CASES: tuple[Case, ...] = (
     (256, {"mesh.fsdp": 1}, ("TPU v5e",)),
 )
 LENGTHS = (32, 48, 64, 100)  # What texts are padded to, in tokens.
-HOST = 8  # Devices of a host: of a DGX H100, and of TPU v5e (see `cost.CHIPS`).
 DECODED = 1377 / 2  # Images/s a core of the input pipeline: benchmarks/captioning.py, 2 cores.
 
 
@@ -179,7 +178,7 @@ def prediction_rows(cases: Sequence[Case], found: Sequence[dict[str, Any]]) -> I
                 cost.step_seconds(flops, case["accessed"], parts, chip, cost.CAUTIOUS),
             )
             own = [config.batch_size / devices / it for it in seconds]
-            host = [min(HOST, devices) * it for it in own]
+            host = [min(chip.host, devices) * it for it in own]
             yield [
                 f"{devices} x {name}",
                 title(devices, how),

@@ -3,7 +3,7 @@
 Variants: `deit_s`, `vit_b16` (the paper's two image encoders), `released` (what the published code
 does where it differs from the paper), `recipe=sdm` (CLIP with similarity distribution matching, as
 MLLM4Text-ReID pre-trained it for direct transfer), `demo` (a small model, minutes on a laptop), and
-`devices=1`, `devices=8`, `devices=256` (what a GPU, a host and a pod slice are best used by).
+`devices=1`, `devices=8`, `devices=256` (for a GPU, a host and a pod slice).
 """
 
 import runpy
@@ -60,7 +60,7 @@ VARIANTS = {
         "loss": {"mlm": 0.2},
         "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
     },
-    # The paper's batch, in parts that should fit 24 GB (`docs/scaling.md`).
+    # The paper's batch in parts, for memory: `docs/scaling.md` tells what they take.
     "devices=1": DEVICES[1] | {"accumulate": 8},
     "devices=8": DEVICES[8],
     # A batch that fits 16 GB by every compiler asked; Adam's learning rate grows with its root

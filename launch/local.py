@@ -3,7 +3,7 @@
 python launch/local.py --processes=2 launch/train.py --config=configs/pretrain.py --workdir=DIR
 
 Each takes an equal share of the machine's GPUs, or, without any, the CPU. If one of them fails, the
-others are stopped; signals reach them all. The exit code is the first that is not 0.
+others are stopped; signals reach them all. The exit code is the failing one's.
 """
 
 import sys

@@ -163,7 +163,7 @@ def test_bytes_go_round_a_ring():
 
 
 def test_a_step_takes_its_longest_part_and_the_links():
-    chip = cost.Chip(flops=100.0, memory=1.0, bandwidth=10.0, link=2.0)
+    chip = cost.Chip(flops=100.0, memory=1.0, bandwidth=10.0, link=2.0, host=1)
     parts = [cost.Collective("all-gather", [8], 2, 1), cost.Collective("all-reduce", [2], 2, 1)]
 
     def seconds(flops, accessed, *shares, overlapped):

@@ -15,8 +15,8 @@ DEVICES = {
         "workers": 16,
         "compute": {"cache": "~/.cache/unipt_jax"},
     },
-    # Many hosts: parameters and moments are split within groups of eight, mostly one host's. Whole
-    # on each device they may not fit 16 GB beside the activations.
+    # Many hosts: parameters and moments are split within groups of eight. Whole on each device they
+    # may not fit 16 GB beside the activations.
     256: {
         "dtype": "bfloat16",
         "mesh": {"data": -1, "fsdp": 8, "tensor": 1},

@@ -30,4 +30,4 @@ on_all_hosts "test -d unipt-jax || (git clone -q $REPOSITORY unipt-jax &&
 # all of them their parts of a checkpoint.
 on_all_hosts "cd unipt-jax && .venv/bin/python launch/train.py \
   --config=configs/pretrain.py:devices=256 --config.data=$BUCKET/data \
-  --workdir=$BUCKET/runs/pretrain ${FLAGS:-}"
+  --workdir=$BUCKET/runs/pretrain --config.compute.cache=$BUCKET/compiled ${FLAGS:-}"

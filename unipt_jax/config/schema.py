@@ -286,7 +286,8 @@ class Compute:
         free_on_resume=True,
     )
     cache: str = field(
-        "directory of compiled programs, from which the next start takes them; empty: "
+        "directory of compiled programs, from which the next start takes them; of several "
+        "processes the first one writes it, so that all must see it; empty: "
         "$JAX_COMPILATION_CACHE_DIR if that is set, else none",
         default="",
         free_on_resume=True,

@@ -74,7 +74,8 @@ def train(
         image_of: gives the image path of a record, for that file.
         data_identity: what the data are, written into each checkpoint.
         config: written into each checkpoint.
-        score: measures parameters at each checkpoint, which is then a row of metrics too.
+        score: measures parameters at each checkpoint, which is then a row of metrics too; not at
+            one that SIGTERM asks for, when time is short.
 
     Raises:
         DivergenceError: a metric or a score is NaN or infinite.
@@ -90,8 +91,8 @@ def train(
             unread |= set(batch["record"][~batch["valid"]].tolist())
             state, scalars = train_step(state, put_batch(batch, mesh))
             at_log = step % log_every == 0 or step == steps
-            at_end = preempted.at(step)
-            at_checkpoint = step % checkpoint_every == 0 or step == steps or at_end
+            leaves = preempted.at(step) and step < steps
+            at_checkpoint = step % checkpoint_every == 0 or step == steps or leaves
             if not (at_log or at_checkpoint):
                 continue
             row = {"step": float(step)} | metrics.fetch(scalars)
@@ -99,7 +100,7 @@ def train(
             new, unread = distributed.union(unread) - bad_records.keys(), set()
             _note_bad_records(new, bad_records, quarantine, image_of)
             seconds = time.perf_counter() - clock
-            scores = score(state.chosen) if score and at_checkpoint and not at_end else {}
+            scores = score(state.chosen) if score and at_checkpoint and not leaves else {}
             metrics.require_finite({"step": float(step)} | scores, since=logged)
             if at_log or scores:
                 rows = len(batch["valid"]) * blocks
@@ -112,7 +113,7 @@ def train(
                 data = dict(batches.state()) | dict(data_identity)
                 best = next((v for k, v in scores.items() if k.endswith(f"/{SCORE}")), None)
                 checkpoints.save(state, data=data, config=config, score=best)
-            if at_end and step < steps:
+            if leaves:
                 checkpoints.wait()
                 raise PreemptionError(f"SIGTERM: step {step} is saved; go on with --resume")
     checkpoints.wait()
