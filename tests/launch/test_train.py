@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_named(data, pretrained, tmp_path):
     last = err.strip().splitlines()[-1]
     assert code == 2 and "Traceback" not in err, err
     assert last.startswith(f"error: {newest} is damaged or cannot be read: ")
-    assert last.endswith("take it away, and step 6 is next")
+    assert last.endswith("take it away, which leaves step 6")
 
 
 def test_fine_tuning_goes_on_from_a_pre_trained_run(data, pretrained, tmp_path):

@@ -268,19 +268,32 @@ def children(pid):
     return [int(number) for number in listed.stdout.split()]
 
 
-def test_a_mistake_of_one_process_stops_all(data, finish, tmp_path):
-    """A flag of the second alone: both say so in one line, and nothing is written."""
+# What the second process alone does otherwise.
+OTHER = """
+import runpy, sys
+from unipt_jax.data import builders
+
+if sys.argv[-1] == "--process=1":
+    {otherwise}
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "said_of_it"),
+    [
+        ("sys.argv.append('--config.seed=7')", "differs from process 0 in its configuration"),
+        ("builders.Split.fingerprint = 'other'", "differs from process 0 in its data set"),
+    ],
+)
+def test_processes_that_differ_are_refused(data, finish, tmp_path, otherwise, said_of_it):
+    """Both say so, and no step is done."""
     script = tmp_path / "train.py"
-    script.write_text(
-        "import runpy, sys\n"
-        "if sys.argv[-1] == '--process=1':\n"
-        "    sys.argv.append('--config.data=nowhere')\n"
-        "runpy.run_path('launch/train.py', run_name='__main__')\n"
-    )
+    script.write_text(OTHER.format(otherwise=otherwise))
     code, said = finish(
         str(script), f"--config.data={data}", *TRAIN[1:], f"--workdir={tmp_path / 'run'}",
         processes=2, devices=1,
     )  # fmt: skip
-    assert code == 2, said
-    assert "nowhere" in said and "process 1 has stopped; it says why" in said
-    assert "Traceback" not in said and not (tmp_path / "run").exists()
+    assert code == 2 and "Traceback" not in said, said
+    assert said.count(f"error: process 1 {said_of_it}") == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,5 +1,6 @@
 """Checkpoints: exact, whole, and readable on any mesh."""
 
+import json
 import os
 import shutil
 
@@ -261,6 +262,61 @@ def test_no_damage_to_the_newest_checkpoint_passes(tmp_path):
             assert data == {"next_batch": 2}
             assert_equal(host(restored), host(made))
     assert told >= 4
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_values_in_another_order_are_noticed(tmp_path, kind):
+    """Two rows have changed places; low bits of their elements are all zeros."""
+    rows = np.ones((4, 256), jnp.dtype(kind))
+    rows[2] = 2
+    for name, order in (("one", [0, 1, 2, 3]), ("other", [2, 1, 0, 3])):
+        with Checkpoints.open(tmp_path / name, keep=1) as checkpoints:
+            checkpoints.save_params({"kernel": rows[order]}, config={})
+    take_arrays(tmp_path / "other/checkpoints/0", tmp_path / "one/checkpoints/0")
+    with (
+        Checkpoints.open_read_only(tmp_path / "one") as checkpoints,
+        pytest.raises(CheckpointError, match="other values than were saved in params/kernel"),
+    ):
+        checkpoints.restore_params()
+
+
+def take_arrays(source, destination):
+    """Replaces the arrays of a checkpoint by those of another."""
+    shutil.rmtree(destination / "state")
+    shutil.copytree(source / "state", destination / "state")
+
+
+def test_all_that_a_damaged_one_leaves_are_named(tmp_path):
+    """The best one is damaged, which is not the last."""
+    made, _ = make(one_device())
+    with Checkpoints.open(tmp_path, keep=3) as checkpoints:
+        for step, score in ((2, 10.0), (4, 90.0), (10, 20.0)):
+            checkpoints.save(at_step(made, step), data={}, config={}, score=score)
+    take_arrays(tmp_path / "checkpoints/2", tmp_path / "checkpoints/4")
+    with (
+        Checkpoints.open_read_only(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=r"/4 is damaged.* which leaves step 2, step 10$"),
+    ):
+        checkpoints.restore_params()
+    for step in (2, 10):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    with (
+        Checkpoints.open_read_only(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=r"/4 is damaged.* which leaves none$"),
+    ):
+        checkpoints.restore_params()
+
+
+def test_one_without_checksums_is_not_called_damaged(tmp_path):
+    with Checkpoints.open(tmp_path, keep=1) as checkpoints:
+        checkpoints.save_params({"kernel": np.ones(3)}, config={})
+    (meta,) = (tmp_path / "checkpoints/0/meta").glob("metadata")
+    meta.write_text(json.dumps({"config": {}, "version": "0.0.7"}))
+    with (
+        Checkpoints.open_read_only(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=r"cannot be verified: unipt-jax 0\.0\.7 wrote it"),
+    ):
+        checkpoints.restore_params()
 
 
 def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):

@@ -52,8 +52,8 @@ def main(
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
-    holds the configuration; a resumed run must agree with it. Of several processes all check, the
-    first claims, and none goes on before all can.
+    holds the configuration; a resumed run must agree with it. Several processes must have the same
+    one; all check, the first claims, and none goes on before all can.
     """
     # Forced: absl, once imported, has put a handler of its own in the way.
     logging.basicConfig(
@@ -66,7 +66,8 @@ def main(
     try:
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
-        distributed.start(flags.coordinator, flags.processes, flags.process)
+        trains = isinstance(config, schema.Train)  # No other stage saves when it is preempted.
+        distributed.start(flags.coordinator, flags.processes, flags.process, preemption=trains)
         if not distributed.is_first():
             logging.getLogger().setLevel(logging.WARNING)  # Once is enough.
         if alone and jax.process_count() > 1:
@@ -74,6 +75,8 @@ def main(
                 f"one process does the work of {config.stage!r}, and {jax.process_count()} were "
                 "started; start one"
             )
+        given = [schema.to_dict(config), flags.resume, flags.overwrite]
+        distributed.require_same("configuration or flags", given)
         workdir = epath.Path(flags.workdir)
         # A mistake must show before --overwrite removes anything.
         with distributed.together():
@@ -238,6 +241,7 @@ def _record_config(config: Any, workdir: epath.Path) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    # Written with its end of line at once, or those of several processes share a line.
+    print(f"error: {' '.join(message.split())}\n", end="", file=sys.stderr)
     distributed.leave_soon(code)
     return code

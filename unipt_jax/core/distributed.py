@@ -6,10 +6,13 @@ elsewhere the command line names them, see `start`. `launch/local.py` starts sev
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +20,15 @@ from jax.experimental import multihost_utils
 
 from unipt_jax.core.errors import ConfigError, UserError
 
-# How many processes there are, as these tell each of them.
-_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# How many processes there are, as these tell each of them. Of Slurm it is the step's, which `srun`
+# starts: what a batch script runs without it is alone, though the job's variables are set there.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _PATIENCE = 10.0  # seconds that a process which fails waits for the others to end with it
 
 
-def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def start(
+    coordinator: str = "", processes: int = 0, process: int = -1, *, preemption: bool = False
+) -> None:
     """Joins the other processes of a run; does nothing where this one is alone.
 
     Must come before anything asks for devices.
@@ -31,10 +37,13 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         coordinator: HOST:PORT of process 0, the same everywhere; empty: as the environment says.
         processes: how many there are.
         process: the number of this one, from 0.
+        preemption: whether `Preemption` will be asked; if not, SIGTERM ends a process.
 
     Raises:
         ConfigError: the three do not go together.
     """
+    # JAX's service takes SIGTERM from the start, and nobody else would notice it.
+    jax.config.update("jax_enable_preemption_service", preemption)
     if coordinator or processes or process >= 0:
         if not coordinator or not 0 <= process < processes:
             raise ConfigError(
@@ -76,6 +85,23 @@ def together() -> Iterator[None]:
         raise own
     if failed.any():
         raise UserError(f"process {int(np.argmax(failed))} has stopped; it says why")
+
+
+def require_same(what: str, value: Any) -> None:
+    """Refuses, on all processes, that one has another `value` (JSON's kinds); all must call it.
+
+    Raises:
+        ConfigError: it names the first process whose value is not that of process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    own = zlib.crc32(json.dumps(value, sort_keys=True).encode())
+    found = multihost_utils.process_allgather(np.array([own], np.uint32)).reshape(-1)
+    if (found != found[0]).any():
+        raise ConfigError(
+            f"process {int(np.argmax(found != found[0]))} differs from process 0 in its {what}; "
+            "start all with the same"
+        )
 
 
 def leave_soon(code: int) -> None:

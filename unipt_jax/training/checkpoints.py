@@ -8,6 +8,7 @@ What storage has altered since is found by checksums: Orbax itself notices littl
 import contextlib
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -25,6 +27,8 @@ from unipt_jax.core.files import absolute
 from unipt_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
+# Another kind of checksums takes another name, or what holds the former would seem damaged.
+_CHECKSUMS = "checksums by position"
 
 
 def is_begun(workdir: epath.PathLike) -> bool:
@@ -61,7 +65,7 @@ class Checkpoints:
 
     @classmethod
     def open_read_only(cls, workdir: epath.PathLike) -> "Checkpoints":
-        """Opens `workdir/checkpoints` and changes nothing in it.
+        """Opens `workdir/checkpoints` and changes nothing in it; waits for no other process.
 
         Raises:
             CheckpointError: there is no such directory.
@@ -71,7 +75,11 @@ class Checkpoints:
         return cls._open(
             workdir,
             ocp.CheckpointManagerOptions(
-                read_only=True, best_fn=_score, create=False, save_interval_steps=0
+                read_only=True,
+                best_fn=_score,
+                create=False,
+                save_interval_steps=0,
+                multiprocessing_options=_by_itself(),
             ),
         )
 
@@ -174,8 +182,9 @@ class Checkpoints:
     def restore_params(self, abstract: Any = None) -> Any:
         """Returns the parameters alone of the best checkpoint, or else of the latest.
 
-        They lie on this process's first device. Of a run that averages them, it is the average.
-        `abstract` gives the structure, shapes and types that they must have; None takes any.
+        They lie on this process's first device; it reads them without waiting for another. Of a
+        run that averages them, it is the average. `abstract` gives the structure, shapes and types
+        that they must have; None takes any.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it holds other parameters (all
@@ -195,7 +204,14 @@ class Checkpoints:
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype), abstract
         )
-        with self._reading(step), ocp.PyTreeCheckpointer() as reader:
+        by_itself = _by_itself()
+        with (
+            self._reading(step),
+            ocp.Checkpointer(
+                ocp.PyTreeCheckpointHandler(multiprocessing_options=by_itself),
+                multiprocessing_options=by_itself,
+            ) as reader,
+        ):
             restored = reader.restore(
                 self.directory / str(step) / "state",
                 args=ocp.args.PyTreeRestore(
@@ -252,17 +268,24 @@ class Checkpoints:
             raise self._damaged(step, " ".join(str(error).split())[:300]) from error
 
     def _damaged(self, step: int, what: str) -> CheckpointError:
-        earlier = [other for other in self.manager.all_steps() if other < step]
-        left = f"step {max(earlier)} is next" if earlier else "no checkpoint is left"
+        others = [f"step {other}" for other in sorted(self.manager.all_steps()) if other != step]
         return CheckpointError(
             f"{self.directory}/{step} is damaged or cannot be read: {what}; if it stays so, take "
-            f"it away, and {left}"
+            f"it away, which leaves {', '.join(others) or 'none'}"
         )
 
     def _require_unaltered(self, found: Mapping[str, int], step: int) -> None:
         with self._reading(step):
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            stored = self.manager.restore(step, args=arguments)["meta"]["checksums"]
+            meta = self.manager.restore(step, args=arguments)["meta"]
+            written_by = meta["version"]
+        stored = meta.get(_CHECKSUMS)
+        if stored is None:
+            raise CheckpointError(
+                f"{self.directory}/{step} cannot be verified: unipt-jax {written_by} wrote it "
+                "without the checksums that this code compares; use the code that wrote it, or "
+                "start anew"
+            )
         altered = [name for name, value in found.items() if stored.get(name) != value]
         if altered:
             raise self._damaged(step, f"other values than were saved in {', '.join(altered)}")
@@ -278,7 +301,7 @@ class Checkpoints:
         meta = {
             "config": dict(config),
             "version": metadata.version("unipt-jax"),
-            "checksums": dict(checksums),
+            _CHECKSUMS: dict(checksums),
         }
         arguments = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
         with self._writing():
@@ -308,12 +331,20 @@ class Checkpoints:
             )
 
 
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """Returns what makes Orbax wait for no other process, which may have failed meanwhile."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+
+
 def _checksum(data: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(dict(data), sort_keys=True).encode())
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-    """Returns for each array the sum of its elements' bits as integers, which no mesh changes."""
+    """Returns a number for each array that no mesh changes, but an element or their order does."""
     return {
         name: int(total) for name, total in jax.device_get(_totals(trees.flatten(tree))).items()
     }
@@ -325,7 +356,17 @@ def _totals(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
         bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
-        return bits.sum(dtype=jnp.uint32)
+        # From iotas, for a reshape would move the elements of an array that devices share.
+        position = jnp.zeros(array.shape, jnp.uint32)
+        for axis in range(array.ndim):
+            stride = math.prod(array.shape[axis + 1 :])
+            iota = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+            position += np.uint32(stride) * iota
+        # One to one for an element in its place, so that no change to a single one is lost; the
+        # bits are mixed, as the low ones of many numbers are zeros, and a product's would be too.
+        mixed = bits.astype(jnp.uint32) ^ (position * np.uint32(0x9E3779B1))
+        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x7FEB352D)
+        return (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)
 
     return jax.tree.map(total, dict(arrays))
 

@@ -250,7 +250,8 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
     With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one.
 
     Raises:
-        ConfigError: a value does not fit the data, the model or the devices.
+        ConfigError: a value does not fit the data, the model or the devices, or processes have
+            other data.
         DataError: the data set or the tokenizer cannot be read.
         CheckpointError: the checkpoint is not one of this model.
         ConversionError: the weights to start from cannot be read or are of another shape.
@@ -263,6 +264,14 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
     require_divisible(config.batch_size, mesh)
     (split, epoch), compared = open_data(config), open_evaluation(config)
     tokenizer = tokenization.load(config.text.tokenizer)
+    pairs = len(split.pairs[0] if epoch is None else epoch)
+    steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
+    data_identity = {
+        "dataset": split.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "steps": steps,
+    }
+    distributed.require_same("data set, tokenizer or number of steps", data_identity)
     spec = _spec(config, tokenizer, split)
     goes_on = resume and is_begun(workdir)
     if goes_on:
@@ -272,8 +281,6 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
         log_origins(config, spec, weights)
     model = build_model(config, spec)
     dataset = build_batches(config, split, tokenizer, spec, epoch, mesh)
-    pairs = len(split.pairs[0] if epoch is None else epoch)
-    steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
     transform, train_step = build_step(config, model, steps)
     example = specs.abstract_batch(spec, config.batch_size)
     train_state, shardings = state.create(
@@ -292,11 +299,6 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
         config.batch_size,
         steps,
     )
-    data_identity = {
-        "dataset": split.fingerprint,
-        "tokenizer": tokenizer.fingerprint,
-        "steps": steps,
-    }
     with Checkpoints.open(workdir, keep=config.keep_checkpoints) as checkpoints:
         data: dict[str, Any] = {"next_batch": 0}
         if goes_on:
