@@ -1,13 +1,15 @@
 """Arrays lie where the rule table says, on eight virtual devices."""
 
 import contextlib
+import dataclasses
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from unipt_jax.core import sharding
@@ -164,6 +166,80 @@ def test_parameter_shardings():
         },
         "step": NamedSharding(mesh, P()),
     }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Device:
+    """Stands in for a device of process `process_index`, as the process of `client` sees it."""
+
+    id: int
+    process_index: int
+    client: SimpleNamespace
+    platform: str = "cpu"
+    device_kind: str = "stand-in"
+
+
+def rows_of_processes(batch_size, owners):
+    """What each process gets by `batch_rows`, of a mesh of devices that belong to `owners`."""
+    found = []
+    for process in range(owners.max() + 1):
+        client = SimpleNamespace(process_index=lambda process=process: process)
+        devices = [Device(number, owner, client) for number, owner in enumerate(owners.flat)]
+        mesh = Mesh(
+            np.array(devices).reshape(owners.shape),
+            sharding.MESH_AXES,
+            axis_types=(AxisType.Auto,) * 3,
+        )
+        found.append(sharding.batch_rows(batch_size, mesh).tolist())
+    return found
+
+
+# The hosts of a TPU v5e-256 by the coordinates x and y of the chips: each has a square of four.
+HOSTS = np.arange(64).reshape(8, 8).T.repeat(2, axis=0).repeat(2, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("owners", "first", "tenth"),
+    [
+        # As `jax.make_mesh` lays 32 x 8, 256 x 1 and 16 x 1 x 16 on the torus of these chips.
+        (
+            HOSTS.reshape(2, 8, 16).transpose(0, 2, 1).reshape(32, 8, 1),
+            [0, 1, 8, 9],
+            [18, 19, 26, 27],
+        ),
+        (HOSTS.reshape(256, 1, 1), [0, 1, 16, 17], [34, 35, 50, 51]),
+        (HOSTS.T.reshape(16, 1, 16), [0, 1], [2, 3]),
+    ],
+)
+def test_rows_of_the_hosts_of_a_torus(owners, first, tenth):
+    """Each process has the rows of its own chips, and no row is without a process."""
+    parts = owners.reshape(-1, owners.shape[2])
+    found = rows_of_processes(2 * len(parts), owners)
+    assert len(found) == 64
+    for process, expected in ((0, first), (9, tenth)):
+        assert found[process] == [2 * part + row for part in expected for row in (0, 1)]
+    for row in range(2 * len(parts)):
+        having = {process for process, rows in enumerate(found) if row in rows}
+        assert having == set(parts[row // 2].tolist())
+
+
+@pytest.mark.parametrize(
+    ("owners", "expected"),
+    [
+        ([[0], [0], [1], [1]], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([[1], [0], [1], [1]], [[2, 3], [0, 1, 4, 5, 6, 7]]),
+        ([[0, 1], [2, 3]], [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]),
+        ([[0, 0], [0, 1], [1, 1], [2, 2]], [[0, 1, 2, 3], [2, 3, 4, 5], [6, 7]]),
+    ],
+)
+def test_rows_of_any_arrangement(owners, expected):
+    """Unequal shares, and those that devices of `tensor` have in common, as well."""
+    assert rows_of_processes(8, np.array(owners)[:, None]) == expected
+
+
+def test_rows_must_divide():
+    with pytest.raises(ConfigError, match=r"batch_size=12 cannot be split over .* = 8 devices"):
+        sharding.batch_rows(12, sharding.make_mesh())
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])

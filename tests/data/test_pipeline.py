@@ -318,11 +318,12 @@ def test_closed_batches_say_so(make):
 def test_processes_share_each_batch(make):
     """P35: their parts are disjoint, cover the batch, and hold the same examples to the bit."""
     whole = make(batch_size=4)
-    parts = [make(batch_size=4, block=index, blocks=2) for index in (0, 1)]
+    shares = np.array([[0, 2], [1, 3]])  # As on hosts whose devices take turns in the mesh.
+    parts = [make(batch_size=4, rows=share) for share in shares]
     for number in range(14):
-        halves = [part[number] for part in parts]
-        assert [len(half["record"]) for half in halves] == [2, 2]
-        assert rows(halves[0]) + rows(halves[1]) == rows(whole[number])
+        for share, part in zip(shares, parts, strict=True):
+            expected = {name: value[share] for name, value in whole[number].items()}
+            assert_same([part[number]], [expected])
     seen = [pair for number in range(7) for part in parts for pair in part[number]["record"]]
     assert len(set(seen[:24])) == 24  # six batches of four, of an epoch of 25
     assert set(seen) == set(range(PAIRS))
@@ -337,15 +338,10 @@ def test_a_process_resumes_where_another_number_of_processes_stopped(make):
         start = batches.state()["next_batch"]
     found = collections.Counter()
     for index in (0, 1):
-        part = make(batch_size=6, block=index, blocks=2)
+        part = make(batch_size=6, rows=np.arange(index, 6, 2))
         with pipeline.Batches(part, start=start) as batches:
             found += rows(next(batches))
     assert found == rows(whole[3])
-
-
-def test_processes_must_divide_the_batch(make):
-    with pytest.raises(ConfigError, match="batch_size=5 cannot be split evenly"):
-        make(batch_size=5, blocks=2)
 
 
 # ---------------------------------------------------------------------------- contents
@@ -474,7 +470,8 @@ def test_text_is_trimmed_to_the_smallest_bucket(make, ids, buckets):
 
 def test_processes_agree_on_the_bucket(make, ids):
     """P84: though the longest caption is with one of them alone."""
-    parts = [make(batch_size=4, buckets=(8, 16), block=index, blocks=2) for index in (0, 1)]
+    shares = np.array([[0, 1], [2, 3]])
+    parts = [make(batch_size=4, buckets=(8, 16), rows=share) for share in shares]
     disagree = 0
     for number in range(14):
         halves = [part[number] for part in parts]
@@ -636,7 +633,7 @@ def test_balanced_batches_depend_on_their_number_alone(make, workers):
     expected = [make(**options)[number] for number in reversed(range(6))][::-1]
     with pipeline.Batches(make(**options), start=2, workers=workers) as batches:
         assert_same([next(batches) for _ in range(4)], expected[2:])
-    parts = [make(**options, block=index, blocks=3) for index in range(3)]
+    parts = [make(**options, rows=np.arange(start, start + 2)) for start in (0, 2, 4)]
     for number in range(6):
         thirds = [part[number] for part in parts]
         stacked = {name: np.concatenate([third[name] for third in thirds]) for name in thirds[0]}

@@ -209,6 +209,37 @@ def trained_on(workdir):
     return [record for place in sorted(noted) for record in noted[place]]
 
 
+# As on a TPU pod, whose hosts' chips take turns in the mesh.
+INTERLEAVED = """
+import jax
+
+made = jax.make_mesh
+
+def interleaved(*arguments, **options):
+    mesh = made(*arguments, **options)
+    devices = mesh.devices.reshape(2, 2).T
+    assert [device.process_index for device in devices.flat] == [0, 1, 0, 1]
+    devices = devices.reshape(mesh.devices.shape)
+    return jax.sharding.Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+jax.make_mesh = interleaved
+"""
+
+
+@pytest.mark.slow
+def test_processes_whose_devices_take_turns_are_one(data, finish, tmp_path):
+    """They read the same records in the same rows, train alike and measure alike."""
+    for processes, before in ((1, ""), (2, INTERLEAVED)):
+        script, workdir = tmp_path / f"train{processes}.py", tmp_path / str(processes)
+        script.write_text(before + NOTING)
+        places = [f"--config.data={data}", f"--workdir={workdir}", "--config.mesh.fsdp=2"]
+        size = {"processes": processes, "devices": 4 // processes}
+        code, said = finish(str(script), *TRAIN[1:], *places, **size)
+        assert code == 0, said
+    assert trained_on(tmp_path / "1") == trained_on(tmp_path / "2")
+    require_same(tmp_path / "1", tmp_path / "2")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("processes", [1, 2])

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from unipt_jax.core.errors import ConfigError
 
@@ -138,35 +139,33 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def batch_block(mesh: Mesh) -> tuple[int, int]:
-    """Returns which block of a batch's rows lies on this process's devices, and of how many.
+def batch_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "R"]:
+    """Returns which rows of a global batch lie on this process's devices, ascending.
 
-    Mostly that is the process and the number of processes; processes that share the devices of
-    `tensor` have the same block.
+    They need not be neighbours: `jax.make_mesh` orders TPUs by their torus and not by their hosts.
+    Processes that share the devices of `tensor` have the same rows.
 
     Raises:
-        ConfigError: the process's rows are not one block.
+        ConfigError: the batch does not split evenly over the mesh.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    places = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
-    rows = sorted({rows.indices(ways)[0] for (rows,) in places})
-    block, rest = divmod(rows[0], len(rows))
-    if rest or ways % len(rows) or rows != list(range(rows[0], rows[0] + len(rows))):
-        raise ConfigError(
-            f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {rows} of "
-            f"{ways} of a batch, which are no even block; choose sizes that follow its hosts"
-        )
-    return block, ways // len(rows)
+    require_divisible(batch_size, mesh)
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    here = np.zeros(batch_size, bool)
+    for place in places:
+        here[place] = True
+    return np.flatnonzero(here)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of this process's rows of a batch (see `batch_block`), over the mesh.
+    """Makes global arrays of this process's rows of a batch (see `batch_rows`), over the mesh.
 
     Raises:
-        ConfigError: the mesh's batch devices do not divide the global batch.
+        ConfigError: the global batch does not split evenly over the mesh.
     """
     sharding = batch_sharding(mesh)
-    rows = len(next(iter(batch.values()))) * batch_block(mesh)[1]
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = len(batch_rows(ways, mesh))  # Of the `ways` parts of a batch, those of this process.
+    rows = len(next(iter(batch.values()))) * ways // parts
     require_divisible(rows, mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value, (rows, *value.shape[1:]))

@@ -161,7 +161,7 @@ class LoadPair:
 
 @dataclasses.dataclass(frozen=True)
 class LoadRows:
-    """Maps the positions and pairs of a whole batch to this process's rows `first..last` of it.
+    """Maps the positions and pairs of a whole batch to this process's `rows` of it.
 
     Text is padded to the shortest bucket that holds the whole batch's longest caption. The lengths
     are those stored with the data set, so that every process arrives at the same shape without
@@ -170,16 +170,14 @@ class LoadRows:
 
     load: LoadPair
     text_lengths: np.ndarray
-    first: int
-    last: int
+    rows: np.ndarray
 
     def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> Example:
         """Loads, stacks and trims the rows."""
         positions, pairs = batch
-        rows = slice(self.first, self.last)
         examples = [
             self.load((int(position), int(pair)))
-            for position, pair in zip(positions[rows], pairs[rows], strict=True)
+            for position, pair in zip(positions[self.rows], pairs[self.rows], strict=True)
         ]
         stacked = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
         if not len(self.text_lengths):
@@ -208,29 +206,23 @@ def train_batches(
     instances: int = 0,
     epoch: Int[np.ndarray, "E"] | None = None,
     quarantine: bool = False,
-    block: int = 0,
-    blocks: int = 1,
+    rows: Int[np.ndarray, "R"] | None = None,
 ) -> grain.MapDataset:
-    """Returns an endless random-access data set: element `k` is a block of batch `k`.
+    """Returns an endless random-access data set: element `k` is batch `k`, or rows of it.
 
     Each epoch is a fresh permutation of all pairs, or of those that `epoch` lists; a batch may span
     two epochs, and none is dropped. With `instances`, batches hold as many pairs of each of their
     identities instead, as `sampling.IdentityBatches` tells, and `epoch` has no say. `batch_size` is
-    global; `block` is which of the `blocks` of its rows this process reads.
+    global; `rows` are those of a batch that this process reads, by default all.
 
     Raises:
-        ConfigError: the blocks or the instances do not divide the batch, there are too few
-            identities, or the tokenizer cannot mask so.
+        ConfigError: the instances do not divide the batch, there are too few identities, or the
+            tokenizer cannot mask so.
         DataError: the split is empty.
     """
     pairs = len(split.pairs[0])
     if pairs == 0:
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to train on")
-    if batch_size % blocks:
-        raise ConfigError(
-            f"batch_size={batch_size} cannot be split evenly over processes that read {blocks} "
-            "blocks of it"
-        )
     _require_masking(tokenizer, preprocess)
     buckets = preprocess.buckets
     known = split.tokenizer_fingerprint == tokenizer.fingerprint
@@ -243,12 +235,10 @@ def train_batches(
             tokenizer.fingerprint,
             preprocess.length,
         )
-    rows = batch_size // blocks
     load = LoadRows(
         LoadPair(split, tokenizer, preprocess, seed, quarantine),
         split.text_lengths if buckets and known else np.zeros(0, np.int32),
-        block * rows,
-        (block + 1) * rows,
+        np.arange(batch_size) if rows is None else rows,
     )
     if instances:
         balanced = sampling.identity_batches(

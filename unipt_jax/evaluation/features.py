@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from unipt_jax.core.errors import DataError
-from unipt_jax.core.sharding import batch_block, batch_sharding, make_mesh, put_batch
+from unipt_jax.core.sharding import batch_rows, batch_sharding, make_mesh, put_batch
 from unipt_jax.data import images
 from unipt_jax.data.builders import Split
 from unipt_jax.data.pipeline import Batches
@@ -289,9 +289,7 @@ def _encoded(
     mesh: Mesh,
 ) -> Iterator[tuple[np.ndarray, Named]]:
     """Yields the numbers of each batch and what they become, on every process; no padding."""
-    block, blocks = batch_block(mesh)
-    rows = len(batches[0]) // blocks
-    own = slice(block * rows, (block + 1) * rows)
+    own = batch_rows(len(batches[0]), mesh)
     parts = grain.MapDataset.source([batch[own] for batch in batches]).map(load)
     with Batches(parts) as loaded:
         for numbers, batch in zip(batches, loaded, strict=True):

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import PreemptionError
 from unipt_jax.core.files import write_json_lines
-from unipt_jax.core.sharding import batch_block, batch_sharding, put_batch
+from unipt_jax.core.sharding import batch_sharding, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.training import metrics
 from unipt_jax.training.checkpoints import Checkpoints
@@ -84,12 +84,12 @@ def train(
     """
     first, logged, clock = int(state.step), int(state.step), time.perf_counter()
     bad_records, unread = _read_bad_records(quarantine), set()
-    blocks = batch_block(mesh)[1]
     with jax.set_mesh(mesh), _progress(first, steps) as show, distributed.Preemption() as preempted:
         for step in range(first + 1, steps + 1):
             batch = next(batches)
             unread |= set(batch["record"][~batch["valid"]].tolist())
-            state, scalars = train_step(state, put_batch(batch, mesh))
+            placed = put_batch(batch, mesh)
+            state, scalars = train_step(state, placed)
             at_log = step % log_every == 0 or step == steps
             leaves = preempted.at(step) and step < steps
             at_checkpoint = step % checkpoint_every == 0 or step == steps or leaves
@@ -103,8 +103,7 @@ def train(
             scores = score(state.chosen) if score and at_checkpoint and not leaves else {}
             metrics.require_finite({"step": float(step)} | scores, since=logged)
             if at_log or scores:
-                rows = len(batch["valid"]) * blocks
-                row["examples_per_second"] = rows * (step - logged) / seconds
+                row["examples_per_second"] = len(placed["valid"]) * (step - logged) / seconds
                 row |= {"quarantined": float(len(bad_records))} | scores
                 writer.write(row)
                 show(row)

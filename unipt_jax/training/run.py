@@ -18,7 +18,7 @@ from rich.console import Console
 from unipt_jax.config import schema
 from unipt_jax.core import distributed, trees
 from unipt_jax.core.errors import CheckpointError, ConfigError
-from unipt_jax.core.sharding import batch_block, make_mesh, require_divisible
+from unipt_jax.core.sharding import batch_rows, make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.evaluation import features, retrieval
 from unipt_jax.models import specs, variants
@@ -150,9 +150,9 @@ def build_batches(
     What augmentation bares becomes the mean pixel of `spec`.
 
     Raises:
-        ConfigError: the tokenizer cannot do the masking, or the identities are too few.
+        ConfigError: the tokenizer cannot do the masking, the identities are too few, or the batch
+            does not split evenly over the mesh.
     """
-    block, blocks = batch_block(mesh)
     return pipeline.train_batches(
         split,
         tokenizer,
@@ -176,8 +176,7 @@ def build_batches(
         instances=config.instances,
         epoch=epoch,
         quarantine=config.on_bad_record == "quarantine",
-        block=block,
-        blocks=blocks,
+        rows=batch_rows(config.batch_size, mesh),
     )
 
 
