@@ -15,6 +15,7 @@ from etils import epath
 from unipt_jax.config import load, schema
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import (
+    CheckpointError,
     ConfigError,
     DivergenceError,
     PreemptionError,
@@ -86,14 +87,14 @@ def main(
             if distributed.is_first():
                 _claim(config, workdir, flags)
         run(config, workdir, flags.resume)
+    except (CheckpointError, SaveError) as error:
+        code = _fail(str(error), 2 if isinstance(error, UserError) else 1)
+        sys.stdout.flush()
+        os._exit(code)  # Readers or writers are still about, whose complaints would bury that line.
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except DivergenceError as error:
         sys.exit(_fail(str(error), 1))
-    except SaveError as error:
-        code = _fail(str(error), 1)
-        sys.stderr.flush()
-        os._exit(code)  # Writers are still about, whose complaints would bury that line.
     except PreemptionError as error:
         sys.exit(_fail(str(error), 128 + signal.SIGTERM))
     except KeyboardInterrupt:
