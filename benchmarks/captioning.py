@@ -10,14 +10,13 @@ Usage: python benchmarks/captioning.py [--batch_size=16] [--rounds=7] [--images=
 """
 
 import argparse
-import ctypes.util
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +29,6 @@ from unipt_jax.models import specs
 from unipt_jax.models.clip import ClipTextSpec, vision_spec
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 
-# The allocator that torch does best with; without it a slower torch would flatter the ratio.
-JEMALLOC = ctypes.util.find_library("jemalloc")
 VIT_B16 = DualEncoderSpec(
     image=vision_spec(
         image_size=(224, 224), patch_size=16, hidden_size=768, layers=12, heads=12, mlp_size=3072
@@ -101,14 +98,7 @@ def torch_scorer(params, features: np.ndarray, where: scorer.Layout):
     return score
 
 
-def seconds(function, *arguments) -> float:
-    """Times one call."""
-    started = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - started
-
-
-def compare(batch_size: int, rounds: int, folder: str) -> dict[str, float]:
+def measure(batch_size: int, rounds: int, folder: str) -> dict[str, float]:
     """Times both scorers in turn, then ours from the input pipeline."""
     rng, words = np.random.default_rng(0), lexicon.english()
     where, params = scorer.layout(words.sets), random_params(0)
@@ -124,7 +114,7 @@ def compare(batch_size: int, rounds: int, folder: str) -> dict[str, float]:
         return np.asarray(compiled(placed, prompts, images)[0])
 
     same = float((ours(images) == theirs(images)).mean())
-    times = [(seconds(ours, images), seconds(theirs, images)) for _ in range(rounds)]
+    times = compare.in_turn([lambda: ours(images), lambda: theirs(images)], rounds)
     mine, peer = np.median(times, axis=0)
     with tempfile.TemporaryDirectory() as workdir:
         source = sources.open_source(folder, Path(workdir))
@@ -152,14 +142,12 @@ def per_second(load: runner.LoadImages, numbers: range, use) -> float:
 
 
 if __name__ == "__main__":
-    if JEMALLOC and "LD_PRELOAD" not in os.environ:
-        os.environ.update(LD_PRELOAD=JEMALLOC, MALLOC_CONF="dirty_decay_ms:-1,muzzy_decay_ms:-1")
-        os.execv(sys.executable, [sys.executable, *sys.argv])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", default="examples/pedestrians/imgs")
     flags = parser.parse_args()
-    result = compare(flags.batch_size, flags.rounds, flags.images)
-    result["allocator"] = "jemalloc" if JEMALLOC else "the system's"
+    has_jemalloc = compare.under_jemalloc()
+    result = measure(flags.batch_size, flags.rounds, flags.images)
+    result["allocator"] = "jemalloc" if has_jemalloc else "the system's"
     print(json.dumps(result, indent=1))

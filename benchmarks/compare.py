@@ -71,12 +71,20 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(doc: str, measure: Callable[..., Sequence[Row]], **sizes: Any) -> None:
-    """Runs a benchmark from the command line: a flag for each of `sizes`, and `--json=FILE`.
+def under_jemalloc() -> bool:
+    """Starts this program anew under jemalloc, and tells whether that is installed.
 
-    It runs under jemalloc where that is installed: torch does best with it, and a slower torch
-    would flatter the ratio.
+    Torch does best with it, and a slower torch would flatter a ratio.
     """
+    jemalloc = ctypes.util.find_library("jemalloc")
+    if jemalloc and "LD_PRELOAD" not in os.environ:
+        os.environ.update(LD_PRELOAD=jemalloc, MALLOC_CONF="dirty_decay_ms:-1,muzzy_decay_ms:-1")
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    return bool(jemalloc)
+
+
+def main(doc: str, measure: Callable[..., Sequence[Row]], **sizes: Any) -> None:
+    """Runs a benchmark from the command line: a flag for each of `sizes`, and `--json=FILE`."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,14 +92,11 @@ def main(doc: str, measure: Callable[..., Sequence[Row]], **sizes: Any) -> None:
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--json", help="file that the rows are written to")
     flags = vars(parser.parse_args())
-    jemalloc = ctypes.util.find_library("jemalloc")
-    if jemalloc and "LD_PRELOAD" not in os.environ:
-        os.environ.update(LD_PRELOAD=jemalloc, MALLOC_CONF="dirty_decay_ms:-1,muzzy_decay_ms:-1")
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    has_jemalloc = under_jemalloc()
     file = flags.pop("json")
     rows = measure(**flags)
     print(table(rows), flush=True)
-    if not jemalloc:
+    if not has_jemalloc:
         print("jemalloc is not installed: torch would be faster with it")
     if file:
         Path(file).write_text(json.dumps([dataclasses.asdict(it) for it in rows], indent=1))
