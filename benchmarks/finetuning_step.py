@@ -12,16 +12,14 @@ import functools
 from collections.abc import Sequence
 
 import compare
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import torch_peers
-from pretraining_step import batch_of, padded
+from pretraining_step import batch_of, begun, our_loss, padded
 
 from unipt_jax.config import load
-from unipt_jax.core.sharding import make_mesh, put_batch
-from unipt_jax.training import loop, objective, run, state
+from unipt_jax.core.sharding import put_batch
+from unipt_jax.training import objective, run
 
 VOCABULARY, END, LONGEST = 49408, 49407, 77  # CLIP's
 
@@ -43,25 +41,15 @@ def measure(
     config = load.load("configs/finetune.py:cuhk_pedes,recipe=irra", fields)
     spec = run.build_spec(config, vocab_size=VOCABULARY, end_token=END, identities=identities)
     model = run.build_model(config, spec)
-    transform, train_step = run.build_step(config, model, steps=1000)
-    mesh = make_mesh(devices=jax.devices()[:1])
     batch = texts_of(config, tokens)
-    train_state, shardings = state.create(model, batch, transform, seed=0, mesh=mesh)
-    weights = jax.device_get(train_state.params)
+    weights, ours, mesh = begun(config, model, batch)
     peers = [torch_peers.Irra(spec, weights) for _ in range(2)]
     lean, way = (
         functools.partial(torch_peers.irra_loss, everywhere=value) for value in (False, True)
     )
-    require_same_loss(config, model, train_state.params, batch, peers[0], (lean, way))
+    require_same_loss(config, model, weights, batch, peers[0], (lean, way))
 
-    compiled = loop.jit_step(train_step, shardings, mesh)
     placed = put_batch(batch, mesh)
-
-    def ours():
-        nonlocal train_state
-        train_state, metrics = compiled(train_state, placed)
-        jax.block_until_ready(metrics)
-
     steps = [
         torch_peers.training_step(
             peer.train(), loss, torch.optim.Adam(peer.parameters(), lr=1e-5, eps=1e-3, fused=True)
@@ -69,10 +57,9 @@ def measure(
         for peer, loss in zip(peers, (lean, way), strict=True)
     ]
     batches = [torch_peers.prepared(it) for it in (batch, padded(batch, LONGEST))]
-    with jax.set_mesh(mesh):
-        times = compare.in_turn(
-            [ours, lambda: steps[0](batches[0]), lambda: steps[1](batches[1])], rounds
-        )
+    times = compare.in_turn(
+        [lambda: ours(placed), lambda: steps[0](batches[0]), lambda: steps[1](batches[1])], rounds
+    )
     mine, equal, long = times.T
     step = f"fine-tuning step by IRRA's losses, {batch_size} pairs of {tokens} tokens"
     return [
@@ -88,9 +75,7 @@ def require_same_loss(config, model, params, batch, peer, losses) -> None:
         ValueError: they do not.
     """
     aim = objective.weighted(model, config.loss, reads_masked=True)
-    key = jax.random.key(0)
-    loss = jax.jit(lambda params, batch: aim.loss(aim.features(params, batch, key), batch, key)[0])
-    found = [float(loss(params, jax.tree.map(jnp.asarray, batch)))]
+    found = [our_loss(aim, params, batch)]
     with torch.inference_mode():
         found += [it(peer.eval(), torch_peers.prepared(batch)).item() for it in losses]
     if not np.allclose(found, found[0], rtol=1e-4):

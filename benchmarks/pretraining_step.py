@@ -10,7 +10,8 @@ Usage: python benchmarks/pretraining_step.py [--batch_size=8] [--tokens=48] [--r
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import compare
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import torch_peers
 from full_size_step import VOCABULARY, random_batch
+from jax.sharding import Mesh
 
 from unipt_jax.config import load
 from unipt_jax.core.sharding import make_mesh, put_batch
@@ -41,6 +43,30 @@ def padded(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     return batch | {name: np.pad(batch[name], more) for name in texts}
 
 
+def begun(config, model, batch) -> tuple[Any, Callable[[Any], None], Mesh]:
+    """Returns a model's first weights, its step on a placed batch, and the mesh, of one device."""
+    transform, train_step = run.build_step(config, model, steps=1000)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    train_state, shardings = state.create(model, batch, transform, seed=0, mesh=mesh)
+    weights = jax.device_get(train_state.params)
+    compiled = loop.jit_step(train_step, shardings, mesh)
+
+    def step(batch):
+        nonlocal train_state
+        with jax.set_mesh(mesh):
+            train_state, metrics = compiled(train_state, batch)
+        jax.block_until_ready(metrics)
+
+    return weights, step, mesh
+
+
+def our_loss(aim: objective.Objective, params, batch) -> float:
+    """Returns what is optimised, of a batch."""
+    key = jax.random.key(0)
+    loss = jax.jit(lambda params, batch: aim.loss(aim.features(params, batch, key), batch, key)[0])
+    return float(loss(params, jax.tree.map(jnp.asarray, batch)))
+
+
 def measure(
     batch_size: int, tokens: int, rounds: int, image: str, text: str
 ) -> Sequence[compare.Row]:
@@ -49,23 +75,13 @@ def measure(
     config = load.load("configs/pretrain.py", fields)
     spec = run.build_spec(config, vocab_size=VOCABULARY, end_token=0, identities=0)
     model = run.build_model(config, spec)
-    transform, train_step = run.build_step(config, model, steps=1000)
-    mesh = make_mesh(devices=jax.devices()[:1])
     batch = batch_of(config, tokens)
-    train_state, shardings = state.create(model, batch, transform, seed=0, mesh=mesh)
-    weights = jax.device_get(train_state.params)
+    weights, ours, mesh = begun(config, model, batch)
     peers = [torch_peers.UniPT(spec, weights) for _ in range(2)]
-    require_same_loss(config, spec, train_state.params, batch, peers[0])
+    require_same_loss(config, spec, weights, batch, peers[0])
 
-    compiled = loop.jit_step(train_step, shardings, mesh)
     lengths = (tokens, LONGEST)
     batches = [put_batch(batch_of(config, length), mesh) for length in lengths]
-
-    def ours(batch):
-        nonlocal train_state
-        train_state, metrics = compiled(train_state, batch)
-        jax.block_until_ready(metrics)
-
     how = config.optimizer
     released, lean = (
         torch_peers.training_step(
@@ -77,17 +93,16 @@ def measure(
     )
     long = torch_peers.prepared(padded(batch, LONGEST))
     equal = [torch_peers.prepared(batch_of(config, length)) for length in lengths]
-    with jax.set_mesh(mesh):
-        times = compare.in_turn(
-            [
-                lambda: ours(batches[0]),
-                lambda: released(long),
-                lambda: lean(equal[0]),
-                lambda: ours(batches[1]),
-                lambda: lean(equal[1]),
-            ],
-            rounds,
-        )
+    times = compare.in_turn(
+        [
+            lambda: ours(batches[0]),
+            lambda: released(long),
+            lambda: lean(equal[0]),
+            lambda: ours(batches[1]),
+            lambda: lean(equal[1]),
+        ],
+        rounds,
+    )
     short, way, lean_short, full, lean_full = times.T
     step = f"pre-training step, {batch_size} pairs"
     return [
@@ -105,13 +120,7 @@ def require_same_loss(config, spec, params, batch, peer: torch_peers.UniPT) -> N
     """
     text = dataclasses.replace(spec.text, dropout=0.0)
     still = run.build_model(config, dataclasses.replace(spec, text=text))
-    aim = objective.weighted(still, config.loss)
-    loss = jax.jit(
-        lambda params, batch: aim.loss(
-            aim.features(params, batch, jax.random.key(0)), batch, jax.random.key(0)
-        )[0]
-    )
-    found = [float(loss(params, jax.tree.map(jnp.asarray, batch)))]
+    found = [our_loss(objective.weighted(still, config.loss), params, batch)]
     peer.eval()
     with torch.inference_mode():
         found.append(torch_peers.lean_loss(peer, torch_peers.prepared(batch)).item())
