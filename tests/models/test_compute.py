@@ -12,7 +12,7 @@ from unipt_jax.core import trees
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.models.bert import Bert, TextSpec
 from unipt_jax.models.clip import ClipText, ClipTextSpec
-from unipt_jax.models.compute import Compute
+from unipt_jax.models.compute import Compute, compiler_options
 from unipt_jax.models.cross_modal import CrossModal, CrossModalSpec
 from unipt_jax.models.layers import (
     Attention,
@@ -224,13 +224,9 @@ def test_the_scanned_program_does_not_grow_with_the_depth(make):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_rematerialising_saves_memory(scan):
-    """XLA's own figure for the gradient of a deep, narrow encoder.
-
-    XLA's compiler for CPUs drops the barriers that keep layers one by one from being merged with
-    their second computation, unless it is told not to; scanned layers need none.
-    """
+    """XLA's own figure for the gradient of a deep, narrow encoder, compiled as training steps."""
     spec = VisionSpec((32, 16), patch_size=2, layers=8, **SHAPE)
-    options = QUICK | {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    options = QUICK | compiler_options()
 
     def memory(remat):
         module = VisionTransformer(spec, compute=Compute(scan, remat))

@@ -1,6 +1,7 @@
 """Blocks against torch's own transformer layer."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 
 from unipt_jax.core.errors import ConfigError
-from unipt_jax.models.layers import ACTIVATIONS, Attention, LayerNorm, TransformerBlock, head_size
+from unipt_jax.models.compute import compiler_options
+from unipt_jax.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    LayerNorm,
+    TransformerBlock,
+    head_size,
+    matmul,
+)
 
 # As many heads as a head is wide, and an MLP as wide as the tokens: nothing but the values would
 # tell a transposed matrix or swapped dimensions.
@@ -161,3 +170,36 @@ def test_heads_must_divide_the_width():
     assert head_size(768, 12) == 64
     with pytest.raises(ConfigError, match=r"hidden_size=10 .* heads=4"):
         head_size(10, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [(5,), (3, 5), (2, 3, 5)])
+def test_the_product_is_torch_s_and_so_are_its_gradients(rows, dtype):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    shapes = (*rows, 8), (8, 6), (*rows, 6)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    tokens, kernel, cotangent = (jnp.asarray(array, dtype) for array in arrays)
+    have, pull_back = jax.vjp(matmul, tokens, kernel)
+    found = [have, *jax.jit(pull_back, compiler_options=compiler_options())(cotangent)]
+
+    leaves = [torch.tensor(array, requires_grad=True) for array in arrays[:2]]
+    want = leaves[0] @ leaves[1]
+    want.backward(torch.tensor(arrays[2]))
+    wanted = [want, *(leaf.grad for leaf in leaves)]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == jnp.dtype(dtype)
+        bound = 1e-6 if dtype == "float32" else 0.02
+        other = other.detach().numpy()
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=bound * abs(other).max())
+
+
+def test_a_training_step_s_products_turn_round_what_lies_in_memory():
+    """On CPUs each product with a parameter keeps its barrier to the end of the compilation."""
+    block = TransformerBlock(HEADS, WIDTH, 1e-6, "gelu", "pre")
+    tokens = jnp.asarray(_tokens())
+    params = block.init(jax.random.key(0), tokens, None, train=False)
+    gradient = jax.grad(lambda params: block.apply(params, tokens, None, train=True).sum())
+    text = jax.jit(gradient).lower(params).compile(compiler_options()).as_text()
+    products = 6  # queries, keys, values, what they give, and the MLP's two
+    assert len(re.findall(r" opt-barrier\(", text)) == products

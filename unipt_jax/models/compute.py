@@ -9,8 +9,10 @@ import jax
 
 from unipt_jax.models.checks import require_fields
 
+PRODUCT = "product"  # What `layers.dense` calls its matrix products.
+
 _SAVED = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -44,3 +46,13 @@ class Compute:
         Parameters and what dropout draws stay those of `function`.
         """
         return function if self.remat == "none" else nn.remat(function, policy=_SAVED[self.remat])
+
+
+def compiler_options() -> dict[str, str]:
+    """Returns the options of XLA that training steps are compiled with.
+
+    Its compiler for CPUs removes optimization barriers before it merges equal expressions: what was
+    to be computed again would be kept in memory after all.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}

@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import Axis, constrain
-from unipt_jax.models.compute import Compute
+from unipt_jax.models.compute import PRODUCT, Compute
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
@@ -63,6 +64,53 @@ def zeros_init(axes: Sequence[str | None]) -> nn.initializers.Initializer:
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), tuple(axes))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(
+    tokens: Float[Array, "*N D"], kernel: Float[Array, "D F"], precision: Any = None
+) -> Float[Array, "*N F"]:
+    """Multiplies tokens by a kernel; the gradient is the product's own, in an order fit for CPUs.
+
+    The kernel's gradient needs one factor turned round. XLA's compiler for CPUs does that within
+    whatever made the factor, a LayerNorm's gradient say, which it then computes column by column:
+    a tenth of a training step's time. Here it turns round what lies in memory already.
+
+    Args:
+        tokens: as many dimensions as wanted.
+        kernel: a linear map's.
+        precision: of the products, as `jax.lax.dot_general` takes it.
+    """
+    last = ((tokens.ndim - 1,), (0,))
+    return jax.lax.dot_general(tokens, kernel, (last, ((), ())), precision=precision)
+
+
+def _matmul_forward(
+    tokens: Array, kernel: Array, precision: Any
+) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(tokens, kernel, precision), (tokens, kernel)
+
+
+def _matmul_backward(
+    precision: Any, factors: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    tokens, kernel = factors
+    if jax.default_backend() == "cpu":
+        tokens, gradient = jax.lax.optimization_barrier((tokens, gradient))
+    last, rows = gradient.ndim - 1, tuple(range(gradient.ndim - 1))
+    product = functools.partial(jax.lax.dot_general, precision=precision)
+    return (
+        product(gradient, kernel, (((last,), (1,)), ((), ()))),
+        product(tokens, gradient, ((rows, rows), ((), ()))),
+    )
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _product(tokens: Array, kernel: Array, dimensions: Any, precision: Any) -> Array:
+    """Multiplies for `flax.linen.Dense`, whose dimensions are always `matmul`'s."""
+    return checkpoint_name(matmul(tokens, kernel, precision), PRODUCT)
+
+
 def dense(
     features: int,
     axes: tuple[str, str],
@@ -79,6 +127,7 @@ def dense(
         dtype=dtype,
         kernel_init=normal_init(axes, std),
         bias_init=zeros_init(axes[1:]),
+        dot_general=_product,
         name=name,
     )
 

@@ -19,6 +19,7 @@ from unipt_jax.core.errors import PreemptionError
 from unipt_jax.core.files import write_json_lines
 from unipt_jax.core.sharding import batch_sharding, put_batch
 from unipt_jax.data.pipeline import Batches
+from unipt_jax.models.compute import compiler_options
 from unipt_jax.training import metrics
 from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.state import TrainState
@@ -38,6 +39,7 @@ def jit_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> TrainS
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
 
 
