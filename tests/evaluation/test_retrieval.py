@@ -118,6 +118,22 @@ def test_both_ways_to_count_are_among_the_cases():
             assert rank_similarity(*case).metrics() == pytest.approx(brute_force(*case)[0])
 
 
+def test_queries_ranked_together_find_what_each_finds_alone():
+    """To the last bit, with one match to 40 a query, in an order that mixes them, and with ties."""
+    rng = np.random.default_rng(0)
+    gallery = rng.permutation(np.repeat(np.arange(40), np.arange(1, 41)))
+    queries = rng.integers(41, size=300)
+    similarity = np.round(rng.normal(size=(300, len(gallery))), 2).astype(np.float32)
+    together = rank_similarity(similarity, queries, gallery)
+    assert together.excluded_queries == np.count_nonzero(queries == 40) > 0
+    for place, query in enumerate(together.query):
+        ranks = hit_ranks(similarity[query], queries[query], gallery)
+        precision = np.arange(1, len(ranks) + 1) / ranks
+        assert together.first_hit[place] == ranks[0]
+        assert together.average_precision[place] == precision.mean()
+        assert together.inverse_negative_penalty[place] == precision[-1]
+
+
 def test_one_query_by_hand():
     """Matches at ranks 1, 2, 4 and 7 of 8: AP (1 + 1 + 3/4 + 4/7) / 4, INP 4/7."""
     similarity = np.array([[8, 7, 6, 5, 4, 3, 2, 1]], np.float32)

@@ -152,7 +152,7 @@ def rank_blocks(
             f"none of the {len(queries)} queries has its identity among the {len(gallery)} of the "
             "gallery; check that both come from one split"
         )
-    found, done = [], 0
+    found, done = np.zeros((3, len(queries))), 0
     for block in blocks:
         shape = (done + len(block), block.shape[1])
         if shape[0] > len(queries) or shape[1] != len(gallery):
@@ -162,14 +162,17 @@ def rank_blocks(
         bad = np.flatnonzero(np.isnan(block.max(axis=1)))
         if len(bad):
             raise DataError(f"similarity: row {done + bad[0]} holds NaN")
-        for row, start, end in zip(block, starts[done:], ends[done:], strict=False):
-            if end > start:
-                ranks = _ranks(row, by_identity[start:end])
-                precision = np.arange(1, len(ranks) + 1) / ranks
-                found.append((ranks[0], precision.mean(), precision[-1]))
+        here = slice(done, done + len(block))
+        counts = ends[here] - starts[here]
+        for count in np.unique(counts[counts > 0]):
+            rows = np.flatnonzero(counts == count)
+            own = by_identity[starts[here][rows, None] + np.arange(count)]
+            ranks = _ranks(block[rows], own)
+            precision = np.arange(1, count + 1) / ranks
+            found[:, done + rows] = ranks[:, 0], precision.mean(axis=1), precision[:, -1]
         done += len(block)
     _require_fit((done, len(gallery)), (queries, gallery), "similarity has")
-    first_hit, average_precision, inverse_negative_penalty = np.array(found, np.float64).T
+    first_hit, average_precision, inverse_negative_penalty = found[:, matched]
     return Ranking(
         query=matched,
         identity=queries[matched],
@@ -299,15 +302,23 @@ def bootstrap(
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
 
-def _ranks(row: Float[np.ndarray, "G"], own: Int[np.ndarray, "M"]) -> Int[np.ndarray, "M"]:
-    """Returns the ranks, ascending from 1, of a query's matches; ties count against them."""
-    hits = np.sort(row[own])
-    if len(hits) < _SORTED_FROM:
-        at_least = np.array([np.count_nonzero(row >= hit) for hit in hits])
+def _ranks(rows: Float[np.ndarray, "N G"], own: Int[np.ndarray, "N M"]) -> Int[np.ndarray, "N M"]:
+    """Returns the ranks, ascending from 1, of each query's M matches; ties count against them."""
+    hits = np.sort(np.take_along_axis(rows, own, axis=1), axis=1)
+    if hits.shape[1] < _SORTED_FROM:
+        at_least = [np.count_nonzero(rows >= hit[:, None], axis=1) for hit in hits.T]
+        at_least = np.stack(at_least, axis=1)
     else:
-        at_least = len(row) - np.searchsorted(np.sort(row), hits)
-    others = at_least - (len(hits) - np.searchsorted(hits, hits))
-    return others[::-1] + np.arange(1, len(hits) + 1)
+        at_least = rows.shape[1] - _below(np.sort(rows, axis=1), hits)
+    others = at_least - (hits.shape[1] - _below(hits, hits))
+    return others[:, ::-1] + np.arange(1, hits.shape[1] + 1)
+
+
+def _below(
+    rows: Float[np.ndarray, "N G"], values: Float[np.ndarray, "N M"]
+) -> Int[np.ndarray, "N M"]:
+    """Returns how many numbers of each ascending row are below each of its values."""
+    return np.array([np.searchsorted(*pair) for pair in zip(rows, values, strict=True)])
 
 
 def _matrix(values: np.ndarray | Array, name: str, shape: str) -> np.ndarray:
