@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unipt_jax.core.errors import ConfigError
-from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.core.sharding import batch_sharding, make_mesh, put_batch
 from unipt_jax.losses.contrastive import info_nce
 
 
@@ -148,6 +148,97 @@ def test_eight_devices_compute_what_one_does():
     want, reference = jax.jit(jax.value_and_grad(loss))(*map(jnp.asarray, (image, text, valid)))
     assert have == pytest.approx(float(want), abs=1e-6)
     np.testing.assert_allclose(gradient, reference, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------- one block of logits
+
+
+def _dense(image, text, scale, seen):
+    """The textbook's loss on all logits at once, of which those not seen are out of the way."""
+    unit = lambda rows: rows / jnp.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
+    logits = jnp.where(seen, scale * unit(image) @ unit(text).T, -1e30)
+    normalizers = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
+    return (normalizers / 2 - jnp.diagonal(logits)).mean()
+
+
+def _on(sizes, image, text, scale, valid, group):
+    """Loss and metrics on a mesh, and the gradients of embeddings and scale."""
+    mesh = make_mesh(*sizes)
+    batch = put_batch({"image": image, "text": text, "valid": valid}, mesh)
+    loss = lambda i, t, s: info_nce(i, t, s, batch["valid"], group=group)  # noqa: E731
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
+            batch["image"], batch["text"], jnp.float32(scale)
+        )
+
+
+@pytest.mark.parametrize("group", [0, 12])
+# 3 rows a device cannot be met in 4 parts, 12 can.
+@pytest.mark.parametrize("size", [24, 96])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_value_and_gradients_equal_the_dense_loss(sizes, size, group):
+    image, text = _embeddings(size)
+    valid = np.random.default_rng(1).random(size) > 0.2
+    (have, _), gradients = _on(sizes, image, text, 9.0, valid, group)
+    where = (np.arange(size) // (group or size))[valid]
+    want, references = jax.jit(jax.value_and_grad(_dense, (0, 1, 2)))(
+        image[valid], text[valid], jnp.float32(9.0), where[:, None] == where
+    )
+    assert have == pytest.approx(float(want), rel=1e-6)
+    # Invalid rows have no gradient.
+    wanted = [np.zeros_like(image), np.zeros_like(text)]
+    for whole, of_valid in zip(wanted, references[:2], strict=True):
+        whole[valid] = of_valid
+    for gradient, reference in zip(gradients, [*wanted, references[2]], strict=True):
+        assert np.abs(reference).max() > 1e-3
+        np.testing.assert_allclose(gradient, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [0, 16])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (1, 1, 8)])
+def test_the_first_of_equals_wins_wherever_it_lies(sizes, group):
+    rng = np.random.default_rng(2)
+    size = 64
+    # Few directions, so that most anchors find several candidates equally near.
+    directions = np.eye(8, dtype=np.float32)
+    image, text = directions[rng.integers(0, 8, (2, size))]
+    valid = rng.random(size) > 0.2
+    (_, have), _ = _on(sizes, image, text, 3.0, valid, group)
+
+    where = np.arange(size) // (group or size)
+    cosine = np.where((where[:, None] == where) & valid & valid[:, None], image @ text.T, -np.inf)
+    for name, side in (("image_to_text", cosine), ("text_to_image", cosine.T)):
+        want = (side.argmax(axis=1) == np.arange(size))[valid].mean()
+        assert 0 < want < 1
+        assert have[f"accuracy/{name}"] == pytest.approx(want)
+
+
+def test_each_pair_is_multiplied_once():
+    """One product forward, and one for the gradient of either side: as many as any loss takes."""
+    image, text = map(jnp.asarray, _embeddings())
+    loss = lambda i, t: info_nce(i, t, jnp.float32(5.0), jnp.ones(8, bool))[0]  # noqa: E731
+    program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(image, text)
+    assert str(program).count("dot_general[") == 3
+
+
+def test_eight_devices_take_an_eighth_of_the_dense_losss_memory():
+    size, width = 4096, 768
+
+    def temporary(loss, devices):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        split = batch_sharding(mesh)
+        embedding = jax.ShapeDtypeStruct((size, width), jnp.float32, sharding=split)
+        gradient = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, (split, split)))
+        with jax.set_mesh(mesh):
+            compiled = gradient.lower(embedding, embedding).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    ours = lambda i, t: info_nce(i, t, jnp.float32(1.0), jnp.ones(size, bool))[0]  # noqa: E731
+    dense = temporary(lambda i, t: _dense(i, t, 1.0, True), 1)
+    # At least the logits and their gradient.
+    assert dense > 2 * 4 * size * size
+    assert temporary(ours, 8) < dense / 8
+    assert temporary(ours, 1) < dense
 
 
 @pytest.mark.parametrize("group", [-1, 3, 16])

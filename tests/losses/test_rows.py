@@ -138,11 +138,12 @@ def test_each_mesh_computes_what_one_device_does(name):
             np.testing.assert_allclose(gradient, reference, atol=1e-6, err_msg=str(sizes))
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_one_part():
+@pytest.mark.parametrize("name", ["info_nce", "sdm"])
+def test_a_batch_that_the_devices_do_not_divide_is_one_part(name):
     batch = _batch(12)
-    (want, _), _ = _compiled("sdm")(batch, jnp.float32(SCALE))
+    (want, _), _ = _compiled(name)(batch, jnp.float32(SCALE))
     with jax.set_mesh(make_mesh()):
-        (have, _), _ = _compiled("sdm")(batch, jnp.float32(SCALE))
+        (have, _), _ = _compiled(name)(batch, jnp.float32(SCALE))
     assert have == pytest.approx(float(want), abs=1e-6)
 
 

@@ -1,13 +1,18 @@
 """The contrastive loss between images and texts."""
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from unipt_jax.core.errors import ConfigError
-from unipt_jax.losses.rows import Anchors, both_ways, valid_count
+from unipt_jax.losses.rows import Rows, dots, gathered, over_rows, valid_count
+
+# In how many parts the texts are gathered: with fewer a device holds more at once.
+PARTS = 4
 
 
 def info_nce(
@@ -41,25 +46,74 @@ def info_nce(
     batch = len(valid)
     if group < 0 or (group and batch % group):
         raise ConfigError(f"a batch of {batch} cannot be split into groups of {group}")
-    # Identities do not matter here.
-    total, metrics = both_ways(
-        functools.partial(_cross_entropy, group=group or batch),
+    sums = over_rows(
+        _cross_entropies,
         image_embedding,
         text_embedding,
-        jnp.zeros_like(valid, jnp.int32),
+        # Those that share one are contrasted; the invalid rows are so among themselves.
+        jnp.where(valid, jnp.arange(batch) // (group or batch), -1),
         valid,
         logit_scale.astype(jnp.float32),
     )
-    return total / (2.0 * valid_count(valid)), metrics
+    loss, image_hits, text_hits = (total / valid_count(valid) for total in sums)
+    return loss / 2.0, {"accuracy/image_to_text": image_hits, "accuracy/text_to_image": text_hits}
 
 
-def _cross_entropy(anchors: Anchors, logit_scale: Array, *, group: int) -> tuple[Array, Array]:
-    """Returns each anchor's cross-entropy among the candidates of its group, and its hit."""
-    rows, every = anchors.rows.index // group, anchors.every.index // group
-    seen = anchors.candidate & (rows[:, None] == every[None, :])
-    # A finite floor: without any candidate, -inf would make the gradient NaN.
-    logits = jnp.where(seen, logit_scale * anchors.similarity, -1e30)
-    # A masked sum rather than a gather, which does not stay within a device's rows.
-    own = jnp.where(anchors.own, logits, 0.0).sum(axis=1)
-    top = jnp.argmax(logits, axis=1)
-    return jax.nn.logsumexp(logits, axis=1) - own, anchors.every.index[top] == anchors.rows.index
+class _Met(NamedTuple):
+    """What each anchor knows of the candidates that it met.
+
+    Attributes:
+        logsumexp: of the logits.
+        top: the largest logit.
+        first: index in the batch of the first candidate that has it.
+    """
+
+    logsumexp: Array
+    top: Array
+    first: Array
+
+
+def _cross_entropies(
+    rows: Rows, axes: tuple[str, ...], logit_scale: Array
+) -> tuple[Array, Array, Array]:
+    """Sums cross-entropies over some images and their texts, and the hits of these and of those.
+
+    The images meet all texts once, for both directions. They do so part by part: no device has all
+    texts at once, nor more of the gradient of the logits than a part.
+    """
+    image, count = logit_scale * rows.image, len(rows.index)
+    parts = math.gcd(count, PARTS)
+
+    # The gradient finds the logits and gathers the texts anew.
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+    def meet(some: tuple[Array, Array, Array]) -> tuple[_Met, _Met]:
+        text, identity, index = gathered(some, axes)
+        # A finite floor: without any candidate, -inf would make the gradient NaN.
+        logits = jnp.where(rows.identity[:, None] == identity[None, :], dots(image, text), -1e30)
+        by_image = _together(_Met(logits, logits, index[None, :]), axis=1)
+        return by_image, _together(_Met(logits, logits, rows.index[:, None]), axis=0)
+
+    def return_home(of_texts: Array) -> Array:
+        pieces = of_texts.reshape(parts, -1, count // parts)
+        return jax.lax.all_to_all(pieces, axes, 1, 1, tiled=True) if axes else pieces
+
+    each = (rows.text, rows.identity, rows.index)
+    by_image, by_text = jax.lax.map(
+        meet, jax.tree.map(lambda array: array.reshape(parts, -1, *array.shape[1:]), each)
+    )
+    by_image = _together(by_image, axis=0)
+    by_text = _together(jax.tree.map(return_home, by_text), axis=1)
+    own = (image * rows.text).sum(axis=1)
+    losses = by_image.logsumexp + by_text.logsumexp.reshape(-1) - 2.0 * own
+    hits = [met.first.reshape(-1) == rows.index for met in (by_image, by_text)]
+    return tuple(
+        jnp.where(rows.valid, of_rows.astype(jnp.float32), 0.0).sum() for of_rows in (losses, *hits)
+    )
+
+
+def _together(met: _Met, axis: int) -> _Met:
+    """Puts together what is known of some candidates, or of single ones, along an axis."""
+    top = jax.lax.stop_gradient(met.top)
+    highest = top.max(axis=axis, keepdims=True)
+    first = jnp.where(top == highest, met.first, jnp.iinfo(jnp.int32).max).min(axis=axis)
+    return _Met(jax.nn.logsumexp(met.logsumexp, axis=axis), highest.squeeze(axis), first)

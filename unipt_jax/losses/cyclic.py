@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from unipt_jax.losses.rows import Rows, dots, over_rows, valid_count
+from unipt_jax.losses.rows import Rows, dots, gathered, over_rows, valid_count
 
 
 def c_itc(
@@ -41,8 +41,9 @@ def c_itc(
     return in_modal_weight * in_modal + cross_modal_weight * cross_modal, metrics
 
 
-def _squares(rows: Rows, every: Rows) -> tuple[Array, Array]:
+def _squares(rows: Rows, axes: tuple[str, ...]) -> tuple[Array, Array]:
     """Returns the sums of the squared differences of both terms."""
+    every = gathered(rows, axes)
     in_modal = dots(rows.image, every.image) - dots(rows.text, every.text)
     cross_modal = dots(rows.image, every.text) - dots(rows.text, every.image)
     return jnp.square(in_modal).sum(), jnp.square(cross_modal).sum()

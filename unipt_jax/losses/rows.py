@@ -2,7 +2,8 @@
 
 B images and B texts have B x B similarities. Here a device computes those of its own rows alone,
 B / devices x B, forward and backward; a loss says what to add up over some rows. The value is that
-of one device, and so is the gradient.
+of one device, and so is the gradient. `both_ways` computes such a block for each direction, which
+leaves a loss of anchors free to do anything with it; `contrastive` computes one for both.
 """
 
 import dataclasses
@@ -101,7 +102,8 @@ def over_rows(
     """Adds up what `part` gives for the rows of each device.
 
     Args:
-        part: `(rows, every, *others) -> sums`, a tree of scalars, of some rows before all of them.
+        part: `(rows, axes, *others) -> sums`, a tree of scalars, of some rows; the others are on
+            the devices along those axes of the mesh: see `gathered`.
         image_embedding: any length; scaled to 1 here, in float32.
         text_embedding: the same.
         identity: of each row.
@@ -110,7 +112,7 @@ def over_rows(
 
     Returns:
         The sums over all rows. On the mesh in force each device computes its own; without one, or
-        where it does not divide the batch, all rows are one part.
+        where it does not divide the batch, all rows are one part, and there are no axes.
     """
     rows = Rows(
         unit_rows(image_embedding, valid),
@@ -122,14 +124,20 @@ def over_rows(
     split, mesh = partition_spec((Axis.BATCH,)), jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in split[0])
     if ways == 1 or len(valid) % ways:
-        return part(rows, rows, *others)
+        return part(rows, (), *others)
 
     def on_device(rows: Rows, others: tuple) -> Any:
-        every = jax.tree.map(lambda own: jax.lax.all_gather(own, split[0], tiled=True), rows)
-        return jax.lax.psum(part(rows, every, *others), split[0])
+        return jax.lax.psum(part(rows, split[0], *others), split[0])
 
     whole = PartitionSpec()
     return jax.shard_map(on_device, in_specs=(split, whole), out_specs=whole)(rows, others)
+
+
+def gathered(own: Any, axes: tuple[str, ...]) -> Any:
+    """Returns a tree of arrays with the rows of all devices along some axes, in their order."""
+    if not axes:
+        return own
+    return jax.tree.map(lambda array: jax.lax.all_gather(array, axes, tiled=True), own)
 
 
 def both_ways(
@@ -158,7 +166,9 @@ def both_ways(
         fraction of valid anchors that are marked.
     """
 
-    def part(rows: Rows, every: Rows, *others: Any) -> tuple[tuple[Array, Array], ...]:
+    def part(rows: Rows, axes: tuple[str, ...], *others: Any) -> tuple[tuple[Array, Array], ...]:
+        every = gathered(rows, axes)
+
         def summed(side: str, anchor: Array, candidate: Array) -> tuple[Array, Array]:
             anchors = Anchors(dots(anchor, candidate), rows, every, side)
             losses, marks = anchor_loss(anchors, *others)
