@@ -10,14 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import unipt_jax
+from tests.training import micro
 from unipt_jax import encoder as encoder_lib
 from unipt_jax.config import load, schema
 from unipt_jax.core import files
 from unipt_jax.core.errors import CheckpointError, ConversionError, DataError
 from unipt_jax.core.sharding import make_mesh
+from unipt_jax.data import tokenization
+from unipt_jax.models import specs
+from unipt_jax.models.clip import ClipTextSpec
+from unipt_jax.models.dual_encoder import DualEncoder
 from unipt_jax.training import optimizer, run
 from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.state import TrainState
@@ -169,6 +176,110 @@ def test_batch_size_and_order_change_nothing(encoder, pictures, batch_size):
 def test_nothing_gives_no_rows(encoder):
     for rows in (encoder.encode_images([]), encoder.encode_texts([])):
         assert rows.shape == (0, DIM) and rows.dtype == np.float32
+
+
+# ---------------------------------------------------------------------------- texts by length
+
+FULL = 100
+# With the start and the end token: below, at and above buckets, the empty text, and two to be cut.
+TOKENS = [24, 2, 25, 3, 100, 23, 32, 33, 99, 40, 41, 48, 49, 64, 65, 101, 130, 7]
+KINDS = ["maximum", "class token", "end token", "maximum with padding"]
+
+
+@functools.cache
+def random_encoder(kind, batch_size=4):
+    """Returns one of texts of up to 100 tokens."""
+    tokenizer = tokenization.load("examples/tokenizer")
+    spec = micro.model().spec
+    bert = dataclasses.replace(spec.text, vocab_size=tokenizer.vocab_size, max_positions=FULL)
+    sizes = {"hidden_size": 16, "layers": 2, "heads": 2, "mlp_size": 32}
+    clip = ClipTextSpec(
+        vocab_size=tokenizer.vocab_size, max_positions=FULL, end_token=tokenizer.end, **sizes
+    )
+    spec = dataclasses.replace(
+        spec,
+        text=clip if kind == "end token" else dataclasses.replace(bert, layers=2),
+        pooling="max" if kind.startswith("maximum") else "class",
+        pool_padding=kind == "maximum with padding",
+        mlm=False,
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), specs.abstract_params(spec)
+    )
+    processor = encoder_lib.Processor(16, 8, tokenizer, FULL)
+    return encoder_lib.Encoder(DualEncoder(spec), params, processor, batch_size)
+
+
+def sentence(tokens):
+    """Returns the same text for the same number of tokens."""
+    words = ["man", "woman", "red", "blue", "shirt", "white", "black", "shoes", "bag", "jeans"]
+    return " ".join(np.random.default_rng(tokens).choice(words, tokens - 2).tolist())
+
+
+@functools.cache
+def at_full_length(kind):
+    """Returns the embedding of each of `TOKENS` with all padding."""
+    backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
+    ids = [backend.encode(sentence(tokens)).ids for tokens in TOKENS]
+    assert [len(entry) for entry in ids] == TOKENS
+    end = backend.token_to_id("[SEP]")
+    ids = [entry if len(entry) <= FULL else [*entry[: FULL - 1], end] for entry in ids]
+    rows = embed(random_encoder(kind), ids, FULL)
+    # A text that is taken for another is found out.
+    assert (np.abs(rows[:, None] - rows[None]).max(-1) + np.eye(len(rows))).min() > 1e-4
+    return rows
+
+
+def shapes(encoder, texts):
+    """Returns the shapes that texts are encoded in."""
+    encoder, seen = dataclasses.replace(encoder), []
+    encode = encoder._texts
+
+    def watched(params, text, text_mask):
+        seen.append(text.shape)
+        return encode(params, text, text_mask)
+
+    vars(encoder)["_texts"] = watched
+    encoder.encode_texts(texts)
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_to_a_bucket_changes_no_embedding(kind):
+    """But for rounding, as sums of another length are added up in another order."""
+    rows = random_encoder(kind).encode_texts([sentence(tokens) for tokens in TOKENS])
+    close(rows, at_full_length(kind))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, len(TOKENS) - 1), max_size=12))
+def test_rows_come_in_the_order_given(chosen):
+    """Whatever the lengths, and however often a text comes."""
+    texts = [sentence(TOKENS[number]) for number in chosen]
+    close(random_encoder("maximum").encode_texts(texts), at_full_length("maximum")[chosen])
+
+
+def test_short_texts_are_encoded_short():
+    texts = [sentence(tokens) for tokens in TOKENS]
+    # In fours from the longest: 130 to 99, 65 to 48, 41 to 32, 25 to 7, and the two shortest.
+    assert shapes(random_encoder("maximum"), texts) == [
+        (4, 100),
+        (4, 100),
+        (4, 48),
+        (4, 32),
+        (2, 24),
+    ]
+    # Where padding counts it must be all there.
+    assert {length for _, length in shapes(random_encoder(KINDS[-1]), texts)} == {100}
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 12), (12, 12)])
+def test_a_batch_that_is_not_full_takes_a_power_of_two(count, size):
+    """So that few sizes are compiled, and one query is one row."""
+    encoder = random_encoder("maximum", batch_size=12)
+    assert shapes(encoder, [sentence(7)] * count) == [(size, 24)]
+    close(encoder.encode_texts([sentence(7)] * count), at_full_length("maximum")[[-1] * count])
 
 
 # ---------------------------------------------------------------------------- kinds of images

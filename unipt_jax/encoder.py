@@ -16,6 +16,7 @@ from PIL import Image
 from unipt_jax.core.errors import CheckpointError, DataError
 from unipt_jax.core.files import CONFIG_FILE, is_run
 from unipt_jax.data import images, tokenization
+from unipt_jax.data.buckets import by_length
 from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.models.heads import unit_rows
@@ -72,6 +73,7 @@ class Encoder:
         Raises:
             DataError: as `Processor.images`, or `batch` is a bare string.
         """
+        _require_list(batch)
         parts = [
             self._images(self.params, self.processor.images(part, first=index * self.batch_size))
             for index, part in enumerate(self._cut(batch))
@@ -81,13 +83,29 @@ class Encoder:
     def encode_texts(self, batch: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Embeds sentences, cut to the model's text length; rows have length 1.
 
+        Those of about one length are encoded together, with little padding (`data.buckets`).
+
         Raises:
             DataError: `batch` is a bare string.
         """
-        parts = [
-            self._texts(self.params, **self.processor.texts(part)) for part in self._cut(batch)
-        ]
-        return self._join(parts)
+        _require_list(batch)
+        texts, full = self.processor.texts(batch), self.processor.length
+        lengths = texts["text_mask"].sum(axis=1)
+        if self.model.spec.pool_padding:  # The embedding depends on the padded length.
+            lengths[:] = full
+        found = []
+        for length, chosen in by_length(lengths, self.batch_size, full).items():
+            for rows in self._cut(chosen.tolist()):
+                # The last batch is filled up to a power of two, with its last text: a compilation
+                # for each size from 1 on would take longer.
+                size = min(1 << (len(rows) - 1).bit_length(), self.batch_size)
+                filled = np.pad(rows, (0, size - len(rows)), "edge")
+                part = {name: each[filled, :length] for name, each in texts.items()}
+                found.append((rows, self._texts(self.params, **part)))
+        embeddings = np.zeros((len(batch), self.model.spec.embedding_dim), np.float32)
+        for rows, part in found:
+            embeddings[rows] = np.asarray(part)[: len(rows)]
+        return embeddings
 
     @cached_property
     def _images(self) -> Any:
@@ -106,8 +124,6 @@ class Encoder:
         )
 
     def _cut(self, batch: Sequence[Any]) -> list[Sequence[Any]]:
-        if isinstance(batch, str):  # A sequence too: of letters.
-            raise DataError(f"expected a list, not the bare string {batch!r}; put it in brackets")
         return [batch[at : at + self.batch_size] for at in range(0, len(batch), self.batch_size)]
 
     def _join(self, parts: list[jax.Array]) -> np.ndarray:
@@ -147,6 +163,11 @@ def load(source: str | Path) -> Encoder:
     model = DualEncoder(described.spec, dtype=jnp.dtype(described.dtype))
     height, width = described.spec.image.image_size
     return Encoder(model, params, Processor(height, width, tokenizer, described.text_length))
+
+
+def _require_list(batch: Sequence[Any]) -> None:
+    if isinstance(batch, str):  # A sequence too: of letters.
+        raise DataError(f"expected a list, not the bare string {batch!r}; put it in brackets")
 
 
 def _require_dual_encoder(spec: specs.Spec, source: str | Path) -> None:

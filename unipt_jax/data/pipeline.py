@@ -19,6 +19,7 @@ from jaxtyping import Int
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.random import host_generator
 from unipt_jax.data import images, masking, sampling, text_noise, transforms
+from unipt_jax.data.buckets import bucket
 from unipt_jax.data.builders import Split
 from unipt_jax.data.tokenization import ROLES, Tokenizer
 
@@ -182,18 +183,14 @@ class LoadRows:
         stacked = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
         if not len(self.text_lengths):
             return stacked
-        length = bucket(int(self.text_lengths[pairs].max()), self.load.preprocess)
-        probability = self.load.preprocess.mlm_probability
+        preprocess = self.load.preprocess
+        longest = int(self.text_lengths[pairs].max())
+        length = bucket(longest, preprocess.buckets, preprocess.length)
+        probability = preprocess.mlm_probability
         predictions = masking.maximum_predictions(length, probability)
         sizes = dict.fromkeys(("text", "text_mask", "masked_text"), length)
         sizes |= dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_mask"), predictions)
         return stacked | {name: stacked[name][:, :size] for name, size in sizes.items()}
-
-
-def bucket(longest: int, preprocess: Preprocess) -> int:
-    """Returns the smallest allowed text length that holds `longest` tokens, or the full length."""
-    fitting = [length for length in preprocess.buckets if length >= longest]
-    return min(fitting, default=preprocess.length)
 
 
 def train_batches(

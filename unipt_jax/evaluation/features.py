@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from unipt_jax.core.errors import DataError
 from unipt_jax.core.sharding import batch_rows, batch_sharding, make_mesh, put_batch
 from unipt_jax.data import images
+from unipt_jax.data.buckets import by_length
 from unipt_jax.data.builders import Split
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.data.tokenization import Tokenizer
@@ -29,9 +30,6 @@ from unipt_jax.models.specs import abstract_batch
 log = logging.getLogger(__name__)
 
 CONCATENATED = "concatenated"
-
-# Lengths, in tokens, that texts are padded to where they fit; longer ones take the full length.
-BUCKETS = (32, 48, 64)
 
 _LOG_EVERY = 10.0  # seconds
 _PADDING = -1
@@ -104,8 +102,9 @@ def extract(
         params: its parameters, whole on every process, or laid out on `mesh`.
         split: what to encode.
         tokenizer: the model's.
-        text_length: tokens to which captions are cut. They are padded to the shortest of `BUCKETS`
-            that holds them, if the data set stores their lengths and padding is not pooled over.
+        text_length: tokens to which captions are cut. Those of about one length are padded to a
+            bucket (`data.buckets`), if the data set stores their lengths and padding is not pooled
+            over.
         batch_size: global; taken up to the next multiple of the devices that split it.
         quarantine: whether to leave out what cannot be read, instead of stopping at it.
         mesh: of all devices; by default each takes its part of a batch.
@@ -150,13 +149,13 @@ def extract(
     pairs = np.flatnonzero(readable)
     if not len(pairs):
         raise DataError(f"{split.directory}: no image of split {split.name!r} has a caption")
-    lengths = _padded_lengths(split, tokenizer, text_length, model.spec.pool_padding)
+    lengths = _lengths(split, tokenizer, text_length, model.spec.pool_padding)[pairs]
     encode, found = _encoder(model, "text", ("text", "text_mask"), mesh), None
     progress = _Progress(f"captions of {split.name}", len(pairs))
     with jax.set_mesh(mesh):
-        for length in np.unique(lengths[pairs]):
-            load = LoadTexts(split, tokenizer, int(length))
-            batches = _batches(pairs[lengths[pairs] == length], size)
+        for length, chosen in by_length(lengths, size, text_length).items():
+            load = LoadTexts(split, tokenizer, length)
+            batches = _batches(pairs[chosen], size)
             for rows, result in _encoded(encode, params, load, batches, mesh):
                 found = _filled(found, np.searchsorted(pairs, rows), result, pairs)
                 progress.advance(len(rows))
@@ -262,16 +261,14 @@ def _replicated(params: Any, mesh: Mesh) -> Any:
     )
 
 
-def _padded_lengths(
+def _lengths(
     split: Split, tokenizer: Tokenizer, text_length: int, pool_padding: bool
 ) -> Int[np.ndarray, "P"]:
-    """Returns the length that each caption of the split is padded to."""
+    """Returns each caption's tokens, of which the full length stands for what is not known."""
     known = split.tokenizer_fingerprint == tokenizer.fingerprint and len(split.text_lengths)
-    allowed = [length for length in BUCKETS if length < text_length and not pool_padding]
-    if not known or not allowed:
+    if pool_padding or not known:
         return np.full(len(split.pairs[0]), text_length)
-    allowed = np.array([*allowed, text_length])
-    return allowed[np.searchsorted(allowed, np.minimum(split.text_lengths, text_length))]
+    return split.text_lengths
 
 
 def _batches(numbers: np.ndarray, size: int) -> list[np.ndarray]:
