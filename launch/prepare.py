@@ -51,6 +51,7 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
             notices=Counter(problem.what for problem in problems if problem.kind == "notice"),
             read=reader,
             spread=spread,
+            pixels=config.pixels or None,
         )
     print(builders.summary(builders.read_manifest(workdir)))
 

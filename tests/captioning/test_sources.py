@@ -168,3 +168,10 @@ def test_a_long_listing_is_scanned_in_pieces(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_CHUNK", 7)
     root, files = folder
     assert everything(sources.open_source(str(root), tmp_path)) == files
+
+
+def test_resized_pixels_are_not_captioned(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": 1, "pixels": [384, 128]}')
+    for refuse in (sources.require_place, lambda images: sources.open_source(images, tmp_path)):
+        with pytest.raises(DataError, match=r"stores pixels of 384x128.*name the folder"):
+            refuse(str(tmp_path))

@@ -90,6 +90,7 @@ def test_manifest(prepared, tokenizer):
             "train": {"images": 4, "captions": 7, "identities": 3},
             "test": {"images": 1, "captions": 1, "identities": 1},
         },
+        "pixels": None,
         "tokenizer": tokenizer,
         "quarantined": 2,
         "notices": {"odd": 3},
@@ -457,3 +458,42 @@ def test_set_aside(tmp_path):
     ]
     assert builders.set_aside(problems[2:3], tmp_path, stop=True) == set()
     assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+def test_stored_pixels_are_told_and_read_by_tfds(source, tmp_path):
+    """As a picture, and no larger a file than its pixels need."""
+    builders.write(
+        RECORDS,
+        source=source,
+        name="toy",
+        workdir=tmp_path,
+        tokenizer="",
+        quarantined=0,
+        notices={},
+        pixels=(96, 32),
+    )
+    manifest = builders.read_manifest(tmp_path)
+    assert manifest["pixels"] == [96, 32]
+    assert "stored as pixels: 96x32" in builders.summary(manifest)
+    data = tfds.builder_from_directory(str(tmp_path)).as_data_source("train")
+    for number, record in enumerate(RECORDS[:4]):
+        picture = Image.open(source / record.image)
+        expected = np.asarray(picture.resize((32, 96), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(data[number]["image"], expected)
+    train = builders.open_split(tmp_path, "train")
+    assert train.stored_sizes == {str(tmp_path): (96, 32)}
+    assert train.images[0]["captions"] == ["a man", "a man in red"]
+    train.require_size(96, 32)
+    with pytest.raises(DataError, match=r"96x32, .* 384x128; prepare it .*pixels=384,128"):
+        train.require_size(384, 128)
+
+
+def test_data_sets_from_before_pixels_could_be_stored_are_read(prepared, tmp_path):
+    """Their manifest says nothing of them."""
+    shutil.copytree(prepared, tmp_path / "old")
+    manifest = json.loads((tmp_path / "old/manifest.json").read_text())
+    del manifest["pixels"]
+    (tmp_path / "old/manifest.json").write_text(json.dumps(manifest))
+    train = builders.open_split(tmp_path / "old", "train")
+    assert train.stored_sizes == {}
+    train.require_size(384, 128)

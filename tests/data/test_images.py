@@ -174,3 +174,46 @@ def test_resize_takes_height_first_and_keeps_what_fits():
     image = np.asarray(photo(6, 4))
     np.testing.assert_array_equal(images.resize(image, 6, 4), image)
     assert images.resize(image, 3, 8).shape == (3, 8, 3)
+
+
+@pytest.mark.parametrize("size", [(30, 12), (40, 20), (96, 32)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "PPM"])
+def test_load_is_what_pillow_decodes_and_resizes(kind, size):
+    content = encode(photo(), kind)
+    theirs = Image.open(io.BytesIO(content)).resize(size[::-1], Image.Resampling.BICUBIC)
+    loaded = images.load(content, "x", *size)
+    np.testing.assert_array_equal(loaded, np.asarray(theirs))
+    again = images.resize(images.decode(content, "x"), *size)
+    np.testing.assert_array_equal(loaded, again)
+
+
+def test_pixels_are_a_file_that_pillow_reads_and_decode_copies_none_of():
+    pixels = np.asarray(photo(7, 4))
+    content = images.to_ppm(pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
+    decoded = images.decode(content, "x")
+    np.testing.assert_array_equal(decoded, pixels)
+    assert np.shares_memory(decoded, np.frombuffer(content, np.uint8))
+
+
+def test_other_ppm_files_are_read_as_ever():
+    """A comment in the head, more than the pixels behind it, values that end elsewhere than 255."""
+    pixels = np.asarray(photo(3, 2))
+    content = images.to_ppm(pixels)
+    for other in (content.replace(b"P6\n", b"P6\n# by hand\n"), content + b"more"):
+        np.testing.assert_array_equal(images.decode(other, "x"), pixels)
+    narrow = b"P6\n1 1\n15\n" + bytes([15, 0, 5])
+    assert images.decode(narrow, "x").tolist() == [[[255, 0, 85]]]
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3, 0), (60_000, 60_000)])
+def test_pixels_of_no_or_too_great_a_size_are_refused(size):
+    with pytest.raises(DataError, match="x: cannot be decoded"):
+        images.decode(b"P6\n%d %d\n255\n" % size, "x")
+
+
+def test_truncated_pixels_are_named():
+    content = images.to_ppm(np.asarray(photo()))
+    for load in (images.decode, lambda *given: images.load(*given, 40, 20)):
+        with pytest.raises(DataError, match=r"imgs/3\.ppm: cannot be decoded .*truncated"):
+            load(content[:-1], "imgs/3.ppm")

@@ -24,6 +24,39 @@ def mask_tokens(tokens, seed=0, probability=0.15, whole_word=False):
     )
 
 
+def reference(tokens, seed, probability, whole_word):
+    """The rule, token by token, with the same draws."""
+    rng = np.random.default_rng(seed)
+    candidates = [place for place, token in enumerate(tokens) if not SPECIAL[token]]
+    wanted = min(len(candidates), max(1, int(probability * len(candidates) + 0.5)))
+    if not probability or not candidates:
+        return list(tokens), []
+    words = [[candidates[0]]]
+    # A caption's first word begins with the first piece that begins one.
+    begun = not CONTINUES[tokens[candidates[0]]]
+    for place in candidates[1:]:
+        begins = not (whole_word and CONTINUES[tokens[place]])
+        if begins and (begun or not whole_word):
+            words.append([place])
+        else:
+            words[-1].append(place)
+        begun |= begins
+    chosen = []
+    for index in rng.permutation(len(words)):
+        if len(chosen) + len(words[index]) <= wanted:
+            chosen += words[index]
+    chosen, masked = sorted(chosen), list(tokens)
+    fates = rng.random(len(chosen))
+    ordinary = [token for token in range(VOCAB) if not SPECIAL[token]]
+    others = rng.integers(len(ordinary), size=len(chosen))
+    for place, fate, other in zip(chosen, fates, others, strict=True):
+        if fate < 0.8:
+            masked[place] = MASK
+        elif fate < 0.9:
+            masked[place] = ordinary[other]
+    return masked, chosen
+
+
 captions = st.lists(st.integers(5, VOCAB - 1), max_size=98).map(lambda body: [2, *body, 3])
 
 
@@ -42,6 +75,14 @@ def test_special_tokens_are_never_chosen_and_the_input_is_untouched(
     assert (masked[untouched] == before[untouched]).all()
     assert (np.diff(positions) > 0).all()
     assert len(positions) <= masking.maximum_predictions(len(tokens), probability)
+
+
+@given(captions, st.integers(0, 1000), st.sampled_from([0.0, 0.15, 0.4, 1.0]), st.booleans())
+def test_masks_are_those_of_the_rule(tokens, seed, probability, whole_word):
+    masked, positions = mask_tokens(tokens, seed, probability, whole_word)
+    wanted, chosen = reference(tokens, seed, probability, whole_word)
+    assert (masked.tolist(), positions.tolist()) == (wanted, chosen)
+    assert positions.dtype == np.int32
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,7 @@ def source(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def directory(source, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("prepared")
+def prepare(source, workdir, pixels=None):
     records, captions = [], iter(CAPTIONS)
     for number, count in enumerate(COUNTS):
         taken = tuple(itertools.islice(captions, count))
@@ -78,8 +76,21 @@ def directory(source, tmp_path_factory):
         tokenizer="examples/tokenizer",
         quarantined=0,
         notices={},
+        pixels=pixels,
     )
     return workdir
+
+
+@pytest.fixture(scope="module")
+def directory(source, tmp_path_factory):
+    return prepare(source, tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def pixels(source, tmp_path_factory):
+    """The split with images stored resized to what the batches hold."""
+    workdir = prepare(source, tmp_path_factory.mktemp("pixels"), (HEIGHT, WIDTH))
+    return builders.open_split(workdir, "train")
 
 
 @pytest.fixture(scope="module")
@@ -496,6 +507,44 @@ def test_lengths_of_another_tokenizer_are_ignored(split, make, fingerprint, leng
     assert_same([dataset[number] for number in range(9)], expected)
 
 
+# ---------------------------------------------------------------------------- stored pixels
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stored_pixels_give_the_batches_of_the_images(split, pixels, make, workers):
+    """To the byte, whatever is drawn; so that a run may go on with the other form."""
+    assert pixels.fingerprint == split.fingerprint
+    assert len(pixels.images[0]["image"]) == len(b"P6\n16 32\n255\n") + HEIGHT * WIDTH * 3
+    how = {"padding": 2, "pool": 2, "erase": 0.5, "buckets": (8, 16)}
+    expected = [make(**how)[number] for number in range(7)]
+    with pipeline.Batches(make(split=pixels, **how), workers=workers) as batches:
+        assert_same([next(batches) for _ in range(7)], expected)
+
+
+def test_stored_pixels_of_another_size_are_refused_even_in_part(split, pixels, make):
+    """Resized twice, they would be other pixels than those of the images."""
+    for data in (pixels, builders.join([split, pixels])):
+        with pytest.raises(DataError, match=f"{pixels.directory} stores pixels of 32x16, .* 64x16"):
+            make(split=data, height=2 * HEIGHT)
+    assert make(split=builders.join([split, pixels]))[0]
+
+
+def test_a_truncated_record_of_pixels_is_named_or_left_out(pixels, make):
+    examples = [
+        {
+            "image": pixels.images[number]["image"][: -1 if number == BAD else None],
+            "captions": [text.encode() for text in pixels.images[number]["captions"]],
+            "path": b"%d.png" % number,
+        }
+        for number in range(len(COUNTS))
+    ]
+    data = dataclasses.replace(pixels, images=builders.Images(examples))
+    with pytest.raises(DataError, match=f"train {BAD}.png: cannot be decoded .*truncated"):
+        [make(split=data)[number] for number in range(5)]
+    found = [make(split=data, quarantine=True)[number] for number in range(5)]
+    assert sum((~batch["valid"]).sum() for batch in found) == COUNTS[BAD]
+
+
 # ---------------------------------------------------------------------------- augmentation
 
 
@@ -667,16 +716,20 @@ def test_joined_data_sets_give_the_examples_of_their_parts(split, broken, make, 
     """Of 50 pairs the second 25 are the second part's, with labels of their own."""
     both = builders.join([split, split])
     assert len(both.pairs[0]) == 2 * PAIRS
-    load = pipeline.LoadPair(both, tokenizer, preprocess(), 0, False)
-    alone = pipeline.LoadPair(split, tokenizer, preprocess(), 0, False)
+
+    def load(split, pair):
+        nothing, first = np.zeros(0, np.int32), np.array([0])
+        rows = pipeline.LoadRows(split, tokenizer, preprocess(), 0, False, nothing, first)
+        return rows((np.array([3]), np.array([pair])))
+
     for pair in range(PAIRS):
-        expected = alone((3, pair))
-        assert_same([load((3, pair))], [expected])
+        expected = load(split, pair)
+        assert_same([load(both, pair)], [expected])
         second = expected | {
-            "record": np.int32(pair + PAIRS),
+            "record": expected["record"] + np.int32(PAIRS),
             "identity": expected["identity"] + np.int32(7),
         }
-        assert_same([load((3, pair + PAIRS))], [second])
+        assert_same([load(both, pair + PAIRS)], [second])
     bad = builders.join([split, broken])
     with pytest.raises(DataError, match=rf"train {split.directory}/{BAD}.png: cannot be decoded"):
         [make(split=bad)[number] for number in range(10)]

@@ -9,11 +9,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.evaluation import toy
 from unipt_jax.core.errors import DataError
 from unipt_jax.core.sharding import make_mesh
-from unipt_jax.data import tokenization
+from unipt_jax.data import builders, tokenization
+from unipt_jax.data.annotations import Record
 from unipt_jax.evaluation import features
 from unipt_jax.evaluation.features import concatenated, extract
 
@@ -130,6 +132,43 @@ def test_unreadable_images_are_left_out_with_their_captions(tokenizer):
 def test_an_unreadable_image_stops_and_is_named(tokenizer):
     with pytest.raises(DataError, match=r"test cam/2.png.*on_bad_record=quarantine"):
         run(tokenizer, bad=(2,))
+
+
+def test_stored_pixels_have_the_features_of_the_images(tokenizer, tmp_path):
+    """To the bit; those of another size than the model's are refused."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        noise = rng.integers(256, size=(40, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
+    records = [Record(f"{n}.jpg", ("a man",), str(n), "test", n) for n in range(3)]
+    splits = {}
+    for name, pixels in (
+        ("files", None),
+        ("pixels", (toy.HEIGHT, toy.WIDTH)),
+        ("others", (toy.WIDTH, toy.HEIGHT)),
+    ):
+        builders.write(
+            records,
+            source=tmp_path,
+            name="toy",
+            workdir=tmp_path / name,
+            tokenizer="examples/tokenizer",
+            quarantined=0,
+            notices={},
+            pixels=pixels,
+        )
+        splits[name] = builders.open_split(tmp_path / name, "test")
+
+    def extracted(name):
+        how = {"text_length": 9, "batch_size": 2}
+        return extract(toy.model(), toy.PARAMS, splits[name], tokenizer, **how)
+
+    files, pixels = extracted("files"), extracted("pixels")
+    for name in files.image:
+        np.testing.assert_array_equal(files.image[name], pixels.image[name])
+        np.testing.assert_array_equal(files.text[name], pixels.text[name])
+    with pytest.raises(DataError, match=r"others stores pixels of 8x16, .* 16x8"):
+        extracted("others")
 
 
 def test_nothing_to_evaluate_is_told(tokenizer):

@@ -322,6 +322,14 @@ def test_mistakes_show_before_anything_is_encoded(opened):
     protocol.check(configuration(*directories, feature="pgu"), toy.model(), toy.PARAMS)
 
 
+def test_stored_pixels_of_another_size_show_before_anything_is_encoded(opened):
+    directories, _ = opened
+    split = protocol.builders.open_split(directories[1], "test")
+    split.stored_sizes[directories[1]] = (384, 128)
+    with pytest.raises(DataError, match=r"two stores pixels of 384x128, .* 16x8"):
+        protocol.check(configuration(*directories), toy.model(), toy.PARAMS)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

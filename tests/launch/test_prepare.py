@@ -223,3 +223,20 @@ def test_what_cannot_be_drawn_ends_in_one_line(tmp_path, prepare, flag, part):
     code, _, errors = prepare("drawn", f"--workdir={tmp_path / 'out'}", *DRAWN, flag)
     assert code == 2 and part in errors and len(errors.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_pixels_are_stored_and_told(tmp_path, prepare):
+    save(tmp_path, toy(tmp_path))
+    source = f"--config.source={tmp_path}"
+    flags = (source, "--config.tokenizer=", "--config.pixels=24,12")
+    code, output, errors = prepare("cuhk_pedes", f"--workdir={tmp_path / 'out'}", *flags)
+    assert code == 0, errors
+    assert "images stored as pixels: 24x12" in output
+    entry = builders.open_split(tmp_path / "out", "test").images[0]
+    picture = Image.open(tmp_path / "imgs/cam_a/1.jpg").convert("RGB")
+    expected = picture.resize((12, 24), Image.Resampling.BICUBIC)
+    assert entry["image"] == b"P6\n12 24\n255\n" + expected.tobytes()
+
+    flags = (source, "--config.pixels=24,")
+    code, _, errors = prepare("cuhk_pedes", f"--workdir={tmp_path / 'no'}", *flags)
+    assert code == 2 and "pixels=24: give height and width" in errors

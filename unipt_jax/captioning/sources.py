@@ -52,12 +52,12 @@ def open_source(images: str, workdir: Path) -> Source:
     the same images under the same numbers, whatever became of the folder. The paths stay on disk.
 
     Raises:
-        DataError: there is no such place, or no image in it.
+        DataError: as `require_place`, or there is no image in it.
     """
     place, listing = Path(images), workdir / LISTING
+    require_place(images)
     if (place / builders.MANIFEST).is_file():
         return _prepared(images)
-    require_place(images)
     if not listing.exists():
         others: Counter[str] = Counter()
         paths = _walk(place, others) if place.is_dir() else _lines(place)
@@ -76,12 +76,21 @@ def require_place(images: str) -> None:
     """Checks that there is something to open.
 
     Raises:
-        DataError: there is not, or it is a single image.
+        DataError: there is not, or it is a single image, or images were resized when prepared:
+            resized again for CLIP they would be others than the images that came.
     """
     if not Path(images).exists():
         raise DataError(f"images={images}: no such folder, list or prepared data set")
     if Path(images).is_file() and Path(images).suffix.lower() in _SUFFIXES:
         raise DataError(f"images={images} is one image; name its folder, or a list of paths")
+    if (Path(images) / builders.MANIFEST).is_file():
+        stored = builders.read_manifest(images).get("pixels")
+        if stored:
+            raise DataError(
+                f"images={images} stores pixels of {stored[0]}x{stored[1]}, which are for training "
+                "alone; name the folder of the images, or a data set prepared without "
+                "--config.pixels"
+            )
 
 
 def _listed(listing: Path, root: Path) -> Source:

@@ -10,7 +10,8 @@ no TensorFlow is needed) with, beside it:
     identities-<split>.json  the identities' names by label
     manifest.json            counts and names; written last, so that it vouches for all the rest
 
-Images stay in the encoding in which they came.
+Images stay in the encoding in which they came, or are stored decoded and resized, as binary PPM
+files: an example of the one is that of the other to the byte, where a model takes that size.
 
 Checking and writing go part by part: a function is called with each part of the records, here one
 after another (`map`), or wherever a `Spread` takes it (`beam.spread_on`). Each shard is one
@@ -27,13 +28,16 @@ import io
 import itertools
 import logging
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from etils import epath
 from jaxtyping import Int32
+from tensorflow_datasets.proto import tf_example_pb2
 
 from unipt_jax.core.errors import DataError, nearest
 from unipt_jax.core.files import (
@@ -59,6 +63,9 @@ SAME_BYTES_IDENTITY = "image is byte for byte one of another identity"
 SPREAD_FOLDER = "spread"
 
 _EXAMPLES_PER_SHARD = 4096
+# Groups of one, since examples are read at random; and no compression, which would gain nothing on
+# encoded images, and cost several times what reading pixels does.
+_ARRAY_RECORD = "group_size:1,uncompressed"
 _CHECKED_AT_ONCE = 1024
 _TFDS_INFO = "dataset_info.json"
 
@@ -99,7 +106,8 @@ class Split:
 
     The arrays are those of `index-<split>.npz`; `tokenizer_fingerprint` is of the tokenizer that
     counted `text_lengths`, or empty. `parts` are the fingerprints of the splits that `join` made
-    it of, in their order, or empty.
+    it of, in their order, or empty. `stored_sizes` holds, by directory, the height and width of
+    images that are stored as pixels.
     """
 
     images: Images
@@ -110,6 +118,7 @@ class Split:
     name: str
     directory: str
     parts: tuple[str, ...] = ()
+    stored_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def pairs(self) -> tuple[Int32[np.ndarray, "P"], Int32[np.ndarray, "P"]]:
@@ -133,6 +142,22 @@ class Split:
         for part in self.parts:
             digest.update(part.encode())
         return digest.hexdigest()[:16]
+
+    def require_size(self, height: int, width: int) -> None:
+        """Checks that images can become of this size without being resized a second time.
+
+        Raises:
+            DataError: lists each data set that stores pixels of another size.
+        """
+        faults = [
+            f"{directory} stores pixels of {size[0]}x{size[1]}, and the model takes "
+            f"{height}x{width}; prepare it again with --config.pixels={height},{width}, or without "
+            "--config.pixels, which keeps images as they came"
+            for directory, size in self.stored_sizes.items()
+            if size != (height, width)
+        ]
+        if faults:
+            raise DataError("; ".join(faults))
 
 
 # ---------------------------------------------------------------------------- writing
@@ -223,6 +248,7 @@ def write(
     notices: Mapping[str, int],
     read: Callable[[Record], bytes] | None = None,
     spread: Spread = map,
+    pixels: tuple[int, int] | None = None,
 ) -> None:
     """Writes a prepared data set to `workdir`, replacing one that is there.
 
@@ -236,6 +262,8 @@ def write(
         notices: number of notices of each kind, for the manifest.
         read: as in `check_images`.
         spread: calls what writes a shard.
+        pixels: height and width to which images are resized and stored decoded; None: they are
+            stored as they came.
 
     Raises:
         DataError: there is no record, the tokenizer cannot be loaded, or an image cannot be read.
@@ -252,6 +280,7 @@ def write(
         quarantined=quarantined,
         notices=notices,
         spread=spread,
+        pixels=pixels,
     )
 
 
@@ -265,6 +294,7 @@ def write_splits(
     quarantined: int,
     notices: Mapping[str, int],
     spread: Spread = map,
+    pixels: tuple[int, int] | None = None,
 ) -> None:
     """Writes records as they come, so that there may be more of them than fit into memory.
 
@@ -280,6 +310,7 @@ def write_splits(
         quarantined: as in `write`.
         notices: as in `write`.
         spread: as in `write`.
+        pixels: as in `write`.
 
     Raises:
         DataError: the tokenizer cannot be loaded, or as `read`.
@@ -290,6 +321,7 @@ def write_splits(
     _remove_previous(workdir)
     templates = {split: _template(name, split, workdir) for split in splits}
     shards: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
+    read = read if pixels is None else functools.partial(_read_pixels, read, pixels)
     parts = _shards(splits, templates, indices)
     for split, count, size in spread(functools.partial(_write_shard, read), parts):
         shards[split].append((count, size))
@@ -299,6 +331,7 @@ def write_splits(
         "name": name,
         "format": FORMAT,
         "splits": counts,
+        "pixels": pixels,
         "tokenizer": tokenizer,
         "tokenizer_fingerprint": counter.fingerprint if counter else "",
         "quarantined": quarantined,
@@ -414,8 +447,8 @@ def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int,
     features, sizes = _features(), []
     serializer = _Serializer(features.get_serialized_info())
 
-    def examples() -> Iterator[tuple[int, bytes]]:
-        for number, record in enumerate(records):
+    def examples() -> Iterator[bytes]:
+        for record in records:
             example = {
                 "image": io.BytesIO(read(record)),
                 "captions": list(record.captions),
@@ -425,10 +458,13 @@ def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int,
             }
             content = serializer.serialize_example(features.encode_example(example))
             sizes.append(len(content))
-            yield number, content
+            yield content
 
     with tfds.core.utils.incomplete_file(epath.Path(path)) as aside:
-        tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(aside, examples())
+        writer = array_record_module.ArrayRecordWriter(os.fspath(aside), _ARRAY_RECORD)
+        for content in examples():
+            writer.write(content)
+        writer.close()
     return records[0].split, len(records), sum(sizes)
 
 
@@ -474,6 +510,10 @@ def read_image(record: Record, source: epath.PathLike) -> bytes:
             f"record {record.position}: {path} cannot be read ({error.strerror or error}); "
             "prepare again"
         ) from None
+
+
+def _read_pixels(read: Callable[[Record], bytes], size: tuple[int, int], record: Record) -> bytes:
+    return images_lib.to_ppm(images_lib.load(read(record), record.image, *size))
 
 
 class _Index:
@@ -555,6 +595,8 @@ def summary(manifest: Mapping[str, Any]) -> str:
         f"{split:<12} {counts['images']:>10} {counts['captions']:>10} {counts['identities']:>10}"
         for split, counts in manifest["splits"].items()
     ]
+    if manifest.get("pixels"):
+        lines.append("images stored as pixels: {}x{}".format(*manifest["pixels"]))
     lines.append(f"records left out: {manifest['quarantined']}")
     lines += [f"noticed {count} times: {what}" for what, count in manifest["notices"].items()]
     return "\n".join(lines)
@@ -575,6 +617,7 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
     images = _open_images(directory, split)
     arrays = _read_index(directory / f"index-{split}.npz")
     counts = manifest["splits"][split]
+    stored = manifest.get("pixels")
     pairs = int(arrays["caption_counts"].sum())
     found = {
         "images": {len(images), len(arrays["caption_counts"]), len(arrays["identities"])},
@@ -591,6 +634,7 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
         name=split,
         directory=os.fspath(directory),
+        stored_sizes={os.fspath(directory): tuple(stored)} if stored else {},
     )
 
 
@@ -626,6 +670,7 @@ def join(splits: Sequence[Split]) -> Split:
         name=" + ".join(dict.fromkeys(part.name for part in splits)),
         directory=" + ".join(part.directory for part in splits),
         parts=tuple(part.fingerprint for part in splits),
+        stored_sizes=dict(ChainMap(*(part.stored_sizes for part in splits))),
     )
 
 
@@ -643,6 +688,25 @@ def repeated(splits: Sequence[Split], times: Sequence[int]) -> Int32[np.ndarray,
         for first, count, often in zip(firsts, counts, times, strict=True)
     ]
     return np.concatenate(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples(Sequence[Mapping[str, Any]]):
+    """What readers need of each serialised tf.train.Example, for a fraction of TFDS's time."""
+
+    serialized: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.serialized)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        example = tf_example_pb2.Example.FromString(self.serialized[number])
+        values = {name: each.bytes_list.value for name, each in example.features.feature.items()}
+        return {
+            "image": values["image"][0],
+            "captions": list(values["captions"]),
+            "path": values["path"][0],
+        }
 
 
 class _Chain(Sequence[Mapping[str, Any]]):
@@ -677,8 +741,10 @@ def _open_images(directory: epath.Path, split: str) -> Images:
         missing = [path for path in builder.info.splits[split].filepaths if not path.is_file()]
         if missing:
             raise _damaged(directory, f"{missing[0].name} is missing")
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        return Images(builder.as_data_source(split, decoders=decoders))
+        stored = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        return Images(_Examples(stored))
     except (OSError, KeyError, ValueError) as error:
         raise _damaged(directory, str(error)) from error
 

@@ -1,6 +1,7 @@
 """Encoded images to pixels: the one door, so that every stage sees the same picture."""
 
 import io
+import re
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,6 +14,9 @@ MAX_PIXELS = 178_956_970
 
 # Only formats of single pictures that Pillow decodes itself: EPS, for one, would run Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+# The head of a binary PPM file as `to_ppm` writes it: width and height; pixels follow, by rows.
+_PPM = re.compile(rb"P6\n([1-9]\d{0,8}) ([1-9]\d{0,8})\n255\n")
 
 _ORIENTATION_TAG = 0x0112
 # EXIF 2.3, table 5: how to turn the stored picture so that it stands upright.
@@ -38,16 +42,74 @@ def decode(content: bytes, where: str) -> UInt8[np.ndarray, "H W 3"]:
         where: name of the file or record, for the message.
 
     Returns:
-        RGB values 0..255.
+        RGB values 0..255, which may lie in `content` itself and not be written to.
 
     Raises:
         DataError: the bytes are empty, truncated, no image, or of more than `MAX_PIXELS`.
     """
+    stored = _from_ppm(content)
+    return np.array(_open(content, where)) if stored is None else stored
+
+
+def load(
+    content: bytes, where: str, height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Returns what `resize` makes of what `decode` returns, for fewer copies; not to be written to.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    stored = _from_ppm(content)
+    if stored is not None:
+        return resize(stored, height, width)
+    return np.asarray(_resized(_open(content, where), height, width))
+
+
+def to_rgb(image: Image.Image, where: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Turns an opened Pillow image of any mode into RGB values 0..255, as `decode` does.
+
+    Raises:
+        DataError: the image is truncated, or of more than `MAX_PIXELS`.
+    """
+    return np.array(_loaded(image, where))
+
+
+def resize(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Resizes RGB values 0..255 by Pillow's bicubic filter, which averages where it shrinks.
+
+    An image that has that size already is returned as it is.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(_resized(Image.fromarray(image), height, width))
+
+
+def to_ppm(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Encodes RGB values 0..255 as a binary PPM file, whose pixels `decode` takes as they lie."""
+    height, width, _ = image.shape
+    return b"P6\n%d %d\n255\n" % (width, height) + image.tobytes()
+
+
+def _from_ppm(content: bytes) -> np.ndarray | None:
+    """Returns the pixels of what `to_ppm` wrote; None if it is anything else, or damaged."""
+    head = _PPM.match(content)
+    if head is None:
+        return None
+    width, height = map(int, head.groups())
+    if width * height > MAX_PIXELS or len(content) != head.end() + 3 * width * height:
+        return None
+    return np.frombuffer(content, np.uint8, offset=head.end()).reshape(height, width, 3)
+
+
+def _open(content: bytes, where: str) -> Image.Image:
+    """Opens an image file as RGB, upright."""
     if not content:
         raise _undecodable(where, "the file is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return to_rgb(image, where)
+            return _loaded(image, where)
     except DataError:
         raise
     except Image.UnidentifiedImageError:
@@ -57,27 +119,18 @@ def decode(content: bytes, where: str) -> UInt8[np.ndarray, "H W 3"]:
         raise _undecodable(where, str(error) or type(error).__name__) from error
 
 
-def to_rgb(image: Image.Image, where: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Turns an opened Pillow image of any mode into RGB values 0..255, as `decode` does.
-
-    Raises:
-        DataError: the image is truncated, or of more than `MAX_PIXELS`.
-    """
+def _loaded(image: Image.Image, where: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _undecodable(where, f"{image.width} x {image.height} pixels are too many")
     try:
         image.load()
-        return np.array(_to_rgb(_upright(image)))
+        return _to_rgb(_upright(image))
     except Exception as error:  # Pillow's plugins raise many kinds on damaged bytes.
         raise _undecodable(where, str(error) or type(error).__name__) from error
 
 
-def resize(
-    image: UInt8[np.ndarray, "H W 3"], height: int, width: int
-) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Resizes RGB values 0..255 by Pillow's bicubic filter, which averages where it shrinks."""
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(resized)
+def _resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _undecodable(where: str, why: str) -> DataError:
@@ -101,7 +154,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         colours = image.convert("RGBA")
         white = Image.new("RGBA", colours.size, "white")
         return Image.alpha_composite(white, colours).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(values: np.ndarray) -> Image.Image:

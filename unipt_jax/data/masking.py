@@ -1,5 +1,7 @@
 """Masking for BERT's masked language model (Devlin et al., 2019; paper, section 3.3)."""
 
+import itertools
+
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -36,17 +38,23 @@ def mask_tokens(
     wanted = _count(len(candidates), probability)
     if not wanted:
         return tokens.copy(), np.zeros(0, np.int32)
-    starts_word = ~is_continuation[tokens[candidates]] if whole_word else np.ones(len(candidates))
-    words = np.split(candidates, np.flatnonzero(starts_word)[1:])
-    chosen: list[int] = []
-    for index in rng.permutation(len(words)):
-        if len(chosen) + len(words[index]) <= wanted:
-            chosen.extend(words[index])
-    positions = np.sort(np.asarray(chosen, np.int32))
+    if whole_word:
+        starts = np.flatnonzero(~is_continuation[tokens[candidates]])
+        words = list(itertools.pairwise([0, *starts[1:].tolist(), len(candidates)]))
+        chosen: list[int] = []
+        for index in rng.permutation(len(words)).tolist():
+            start, end = words[index]
+            if len(chosen) + end - start <= wanted:
+                chosen.extend(range(start, end))
+    else:
+        chosen = rng.permutation(len(candidates))[:wanted]
+    positions = np.sort(candidates[chosen]).astype(np.int32)
     masked = tokens.copy()
     fate = rng.random(len(positions))
-    ordinary = np.flatnonzero(~is_special)
-    random_tokens = ordinary[rng.integers(len(ordinary), size=len(positions))]
+    # The n-th ordinary token lies as far behind n as there are special ones before it.
+    special = np.flatnonzero(is_special)
+    drawn = rng.integers(len(is_special) - len(special), size=len(positions))
+    random_tokens = drawn + np.searchsorted(special - np.arange(len(special)), drawn, "right")
     masked[positions[fate < MASKED]] = mask
     randomised = (fate >= MASKED) & (fate < MASKED + RANDOM)
     masked[positions[randomised]] = random_tokens[randomised]

@@ -8,7 +8,7 @@ or which tokens are masked. The whole state of the pipeline is therefore the nex
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import grain
@@ -73,15 +73,20 @@ class Preprocess:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadPair:
-    """Maps `(position, pair)` to an example; every random number follows from seed and position.
+class LoadRows:
+    """Maps the positions and pairs of a whole batch to this process's `rows` of it.
 
-    The example's arrays:
-        image: uint8[H, W, 3]
-        text, masked_text: int32[L], padded; text_mask: bool[L], True on tokens
-        mlm_positions, mlm_labels: int32[M], mlm_mask: bool[M], True on predictions
-        identity, record: int32[], the person's label in the split and the pair's number
-        valid: bool[], False where the record could not be read and `quarantine` is on
+    Every random number follows from the seed and a pair's position. Text is padded to the shortest
+    bucket that holds the whole batch's longest caption. The lengths are those stored with the data
+    set, so that every process arrives at the same shape without asking the others; without them
+    (`text_lengths` empty) text keeps its full length.
+
+    The arrays of B rows:
+        image: uint8[B, H, W, 3]
+        text, masked_text: int32[B, L], padded; text_mask: bool[B, L], True on tokens
+        mlm_positions, mlm_labels: int32[B, M], mlm_mask: bool[B, M], True on predictions
+        identity, record: int32[B], the person's label in the split and the pair's number
+        valid: bool[B], False where the record could not be read and `quarantine` is on
     """
 
     split: Split
@@ -89,24 +94,68 @@ class LoadPair:
     preprocess: Preprocess
     seed: int
     quarantine: bool
+    text_lengths: np.ndarray
+    rows: np.ndarray
 
-    def __call__(self, element: tuple[int, int]) -> Example:
-        """Reads, decodes, resizes, augments, tokenises and masks one pair."""
-        position, pair = element
+    def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> Example:
+        """Reads, decodes, resizes and augments images; then tokenises and masks their captions."""
         how = self.preprocess
-        number = int(self.split.pairs[0][pair])
+        positions, pairs = (numbers[self.rows].tolist() for numbers in batch)
+        image = np.empty((len(pairs), how.height, how.width, 3), np.uint8)
+        # All images first: between two of them, code for text would meet cold caches.
+        captions = [
+            self._load_image(position, pair, row)
+            for position, pair, row in zip(positions, pairs, image, strict=True)
+        ]
+        tokens, masked, chosen = zip(
+            *(
+                self._load_text(position, *caption)
+                for position, caption in zip(positions, captions, strict=True)
+            ),
+            strict=True,
+        )
+        labels = [row[places] for row, places in zip(tokens, chosen, strict=True)]
+        length, pad = self._length(batch[1]), self.tokenizer.pad
+        predictions = masking.maximum_predictions(length, how.mlm_probability)
+        return {
+            "image": image,
+            "text": _stack(masked if how.text_noise == "mask" else tokens, length, pad),
+            "text_mask": _real(tokens, length),
+            "masked_text": _stack(masked, length, pad),
+            "mlm_positions": _stack(chosen, predictions, 0),
+            "mlm_labels": _stack(labels, predictions, 0),
+            "mlm_mask": _real(chosen, predictions),
+            "identity": self.split.identities[self.split.pairs[0][pairs]],
+            "record": np.array(pairs, np.int32),
+            "valid": np.array([valid for _, valid, _ in captions]),
+        }
+
+    def _load_image(
+        self, position: int, pair: int, row: np.ndarray
+    ) -> tuple[str, bool, np.random.Generator]:
+        """Writes an image to its row.
+
+        Returns its caption, whether it could be read, and what its caption is masked by.
+        """
+        how = self.preprocess
         rng = host_generator(self.seed, "example", position)
         try:
-            entry = self.split.images[number]
-            decoded = images.decode(entry["image"], f"{self.split.name} {entry['path']}")
-            image = images.resize(decoded, how.height, how.width)
-            caption = entry["captions"][int(self.split.pairs[1][pair])]
-            valid = True
+            entry = self.split.images[self.split.pairs[0][pair]]
+            where = f"{self.split.name} {entry['path']}"
+            image = images.load(entry["image"], where, how.height, how.width)
+            caption, valid = entry["captions"][self.split.pairs[1][pair]], True
         except DataError:
             if not self.quarantine:
                 raise
             image, caption, valid = np.zeros((how.height, how.width, 3), np.uint8), "", False
-        image = self._augment(transforms.random_flip(image, how.flip, rng), position)
+        row[...] = self._augment(transforms.random_flip(image, how.flip, rng), position)
+        return caption, valid, rng
+
+    def _load_text(
+        self, position: int, caption: str, valid: bool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns a caption's tokens, their masked copy and the positions that are predicted."""
+        how = self.preprocess
         tokens = self._encode(caption, position)
         masked, positions = masking.mask_tokens(
             tokens,
@@ -117,20 +166,14 @@ class LoadPair:
             whole_word=how.whole_word,
             rng=rng,
         )
-        text = masked if how.text_noise == "mask" else tokens
-        predictions = masking.maximum_predictions(how.length, how.mlm_probability)
-        return {
-            "image": np.ascontiguousarray(image),
-            "text": _pad(text, how.length, self.tokenizer.pad),
-            "text_mask": _pad(np.ones(len(tokens), bool), how.length, False),
-            "masked_text": _pad(masked, how.length, self.tokenizer.pad),
-            "mlm_positions": _pad(positions, predictions, 0),
-            "mlm_labels": _pad(tokens[positions], predictions, 0),
-            "mlm_mask": _pad(np.ones(len(positions), bool), predictions, False),
-            "identity": self.split.identities[number],
-            "record": np.int32(pair),
-            "valid": np.bool_(valid),
-        }
+        return tokens, masked, positions
+
+    def _length(self, pairs: np.ndarray) -> int:
+        """Returns the length that the texts of a batch are padded to."""
+        if not len(self.text_lengths):
+            return self.preprocess.length
+        longest = int(self.text_lengths[pairs].max())
+        return bucket(longest, self.preprocess.buckets, self.preprocess.length)
 
     # Streams of their own: turned on, these leave what is drawn for flips and masks alone.
 
@@ -145,6 +188,8 @@ class LoadPair:
 
     def _encode(self, caption: str, position: int) -> np.ndarray:
         how = self.preprocess
+        if how.text_noise not in ("corrupt", "delete"):
+            return self.tokenizer.encode(caption, how.length)
         rng = host_generator(self.seed, "text noise", position)
         if how.text_noise == "delete":
             caption = text_noise.delete_words(caption, how.text_noise_probability, rng)
@@ -158,39 +203,6 @@ class LoadPair:
                 rng=rng,
             )
         return tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadRows:
-    """Maps the positions and pairs of a whole batch to this process's `rows` of it.
-
-    Text is padded to the shortest bucket that holds the whole batch's longest caption. The lengths
-    are those stored with the data set, so that every process arrives at the same shape without
-    asking the others; without them (`text_lengths` empty) text keeps its full length.
-    """
-
-    load: LoadPair
-    text_lengths: np.ndarray
-    rows: np.ndarray
-
-    def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> Example:
-        """Loads, stacks and trims the rows."""
-        positions, pairs = batch
-        examples = [
-            self.load((int(position), int(pair)))
-            for position, pair in zip(positions[self.rows], pairs[self.rows], strict=True)
-        ]
-        stacked = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
-        if not len(self.text_lengths):
-            return stacked
-        preprocess = self.load.preprocess
-        longest = int(self.text_lengths[pairs].max())
-        length = bucket(longest, preprocess.buckets, preprocess.length)
-        probability = preprocess.mlm_probability
-        predictions = masking.maximum_predictions(length, probability)
-        sizes = dict.fromkeys(("text", "text_mask", "masked_text"), length)
-        sizes |= dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_mask"), predictions)
-        return stacked | {name: stacked[name][:, :size] for name, size in sizes.items()}
 
 
 def train_batches(
@@ -215,11 +227,12 @@ def train_batches(
     Raises:
         ConfigError: the instances do not divide the batch, there are too few identities, or the
             tokenizer cannot mask so.
-        DataError: the split is empty.
+        DataError: the split is empty, or stores pixels of another size.
     """
     pairs = len(split.pairs[0])
     if pairs == 0:
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to train on")
+    split.require_size(preprocess.height, preprocess.width)
     _require_masking(tokenizer, preprocess)
     buckets = preprocess.buckets
     known = split.tokenizer_fingerprint == tokenizer.fingerprint
@@ -233,7 +246,11 @@ def train_batches(
             preprocess.length,
         )
     load = LoadRows(
-        LoadPair(split, tokenizer, preprocess, seed, quarantine),
+        split,
+        tokenizer,
+        preprocess,
+        seed,
+        quarantine,
         split.text_lengths if buckets and known else np.zeros(0, np.int32),
         np.arange(batch_size) if rows is None else rows,
     )
@@ -328,7 +345,14 @@ def _number(index: int, pair: int) -> tuple[int, int]:
     return index, pair
 
 
-def _pad(values: np.ndarray, length: int, filler: int | bool) -> np.ndarray:
-    padded = np.full(length, filler, values.dtype)
-    padded[: len(values)] = values
-    return padded
+def _stack(rows: Sequence[np.ndarray], length: int, filler: int) -> np.ndarray:
+    """Returns int32[B, length]: rows cut or padded at the end."""
+    stacked = np.full((len(rows), length), filler, np.int32)
+    for place, row in zip(stacked, rows, strict=True):
+        place[: len(row)] = row[:length]
+    return stacked
+
+
+def _real(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Returns bool[B, length], False where `_stack` pads."""
+    return np.arange(length) < np.array([[len(row)] for row in rows])

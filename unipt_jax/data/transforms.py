@@ -21,7 +21,12 @@ def random_flip(
     image: UInt8[np.ndarray, "H W 3"], probability: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Mirrors left and right with the given probability."""
-    return image[:, ::-1] if rng.random() < probability else image
+    if rng.random() >= probability:
+        return image
+    mirrored = np.empty_like(image)
+    for channel in range(image.shape[2]):  # Several times faster than all of them at once.
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
 
 
 def pad_and_crop(

@@ -110,17 +110,20 @@ def extract(
         mesh: of all devices; by default each takes its part of a batch.
 
     Raises:
-        DataError: the split is empty, an image cannot be read and `quarantine` is off, or none can.
+        DataError: the split is empty or stores pixels of another size than the model takes; an
+            image cannot be read and `quarantine` is off, or none can.
     """
     if not len(split.images):
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to evaluate")
+    image_size = model.spec.image.image_size
+    split.require_size(*image_size)
     mesh = make_mesh() if mesh is None else mesh
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     size = -(-batch_size // ways) * ways
     params = _replicated(params, mesh)
 
     numbers = np.arange(len(split.images))
-    load = LoadImages(split, *model.spec.image.image_size)
+    load = LoadImages(split, *image_size)
     found, faults = None, {}
     encode = _encoder(model, "image", ("image",), mesh)
     progress = _Progress(f"images of {split.name}", len(numbers))
@@ -129,7 +132,7 @@ def extract(
             valid = result.pop("valid")
             for number in rows[~valid]:
                 # The other processes know no more than that it is unreadable.
-                faults[int(number)] = _fault(split, int(number))
+                faults[int(number)] = _fault(split, int(number), *image_size)
                 if not quarantine:
                     raise DataError(
                         f"{faults[int(number)]}; or leave such images out with "
@@ -181,7 +184,7 @@ class LoadImages:
             if number == _PADDING:
                 continue
             try:
-                image[row] = images.resize(_decoded(self.split, number), self.height, self.width)
+                image[row] = _load(self.split, number, self.height, self.width)
                 valid[row] = True
             except DataError:
                 pass  # Every process tells of it, once it is known to all.
@@ -216,14 +219,14 @@ def caption_of(split: Split, pair: int) -> str:
     return split.images[image]["captions"][caption]
 
 
-def _decoded(split: Split, number: int) -> np.ndarray:
+def _load(split: Split, number: int, height: int, width: int) -> np.ndarray:
     entry = split.images[number]
-    return images.decode(entry["image"], f"{split.name} {entry['path']}")
+    return images.load(entry["image"], f"{split.name} {entry['path']}", height, width)
 
 
-def _fault(split: Split, number: int) -> str:
+def _fault(split: Split, number: int, height: int, width: int) -> str:
     try:
-        _decoded(split, number)
+        _load(split, number, height, width)
     except DataError as error:
         return str(error)
     return f"{split.name} image {number} could not be read a moment ago"

@@ -110,14 +110,16 @@ def check(config: schema.Evaluate, model: DualEncoder, params: Any) -> None:
     """Raises what can be known to be wrong before anything is encoded.
 
     Raises:
-        DataError: lists each data set that cannot be opened or has no such split.
+        DataError: lists each data set that cannot be opened, has no such split or stores pixels of
+            another size than the model takes.
         ConfigError: the model has no such feature.
     """
     leading_feature(config.feature, model, params)
     faults = []
     for directory in config.data:
         try:
-            builders.open_split(directory, config.split)
+            split = builders.open_split(directory, config.split)
+            split.require_size(*model.spec.image.image_size)
         except DataError as error:
             faults.append(str(error))
     if faults:

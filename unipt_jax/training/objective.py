@@ -19,7 +19,7 @@ from unipt_jax.core import random
 from unipt_jax.losses import contrastive, cyclic, identity, matching, mlm, ranking, sigmoid
 from unipt_jax.models.dual_encoder import DualEncoderSpec
 
-Batch = Mapping[str, Any]  # as `data.pipeline.LoadPair` tells, with a leading batch dimension
+Batch = Mapping[str, Any]  # as `data.pipeline.LoadRows` tells
 Features = Mapping[str, Any]  # as `DualEncoder.__call__` returns them, but for the MLM's logits
 Metrics = dict[str, Float[Array, ""]]
 

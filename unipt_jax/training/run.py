@@ -195,12 +195,13 @@ def open_evaluation(config: schema.Train) -> builders.Split | None:
     """Returns the split on which checkpoints are compared, of the first data set; None without.
 
     Raises:
-        DataError: it is missing or cannot be read.
+        DataError: it is missing, cannot be read, or stores pixels of another size.
     """
     if not config.evaluate:
         return None
-    split = "test" if config.paper_protocol else "val"
-    return builders.open_split(config.data[0], split)
+    split = builders.open_split(config.data[0], "test" if config.paper_protocol else "val")
+    split.require_size(config.image.height, config.image.width)
+    return split
 
 
 def check(config: schema.Train, resumed: epath.PathLike | None) -> None:
