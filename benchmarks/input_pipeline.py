@@ -9,8 +9,9 @@ the JPEG files, or one that stores pixels (`--config.pixels=384,128`), by thread
 trainers do, and with `--config.workers` on more, as many as cores.
 
 The files are the sample's crops, enlarged to `height` since they are miniatures. Everything lies in
-memory: no disk is timed. Each number of cores has a process of its own, in which all take turns;
-what was read ahead is used up before the clock starts.
+memory: no disk is timed. Each number of cores has a process of its own, in which all take turns:
+one side's clock starts when the others have read ahead all they may, and rest, and when what the
+side itself has read ahead is used up.
 
 Usage: python benchmarks/input_pipeline.py [--height=256] [--batch_size=64] [--batches=8]
     [--rounds=5] [--json=FILE]
@@ -23,6 +24,7 @@ import multiprocessing
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,18 +39,22 @@ from unipt_jax.data.annotations import Record
 SAMPLE = Path("examples/pedestrians")
 TOKENIZER = "examples/tokenizer"
 HEIGHT, WIDTH, LENGTH = 384, 128, 77
+COPIES = 8  # Of each crop: Grain shuffles a few hundred pairs more slowly than thousands.
 AHEAD = 10  # Batches, more than either reads ahead.
+REST = 2.0  # Seconds, more than reading ahead takes.
 
 
 def write_files(directory: Path, height: int) -> list[Record]:
-    """Writes the sample's crops as JPEG files of one height; returns their records."""
+    """Writes the sample's crops as JPEG files of one height, several of each; returns records."""
     records = []
-    for number, row in enumerate(json.loads((SAMPLE / "reid_raw.json").read_text())):
+    for row in json.loads((SAMPLE / "reid_raw.json").read_text()):
         crop = Image.open(SAMPLE / "imgs" / row["file_path"])
         size = max(1, round(crop.width * height / crop.height)), height
-        crop.resize(size, Image.Resampling.BICUBIC).save(directory / row["file_path"])
-        captions = tuple(row["captions"])
-        records.append(Record(row["file_path"], captions, str(row["id"]), "train", number))
+        enlarged, captions = crop.resize(size, Image.Resampling.BICUBIC), tuple(row["captions"])
+        for copy in range(COPIES):
+            file = f"{copy}-{row['file_path']}"
+            enlarged.save(directory / file)
+            records.append(Record(file, captions, str(row["id"]), "train", len(records)))
     return records
 
 
@@ -175,6 +181,7 @@ def times(
         for _ in range(rounds):
             turn = []
             for side in (files, pixels, peer):
+                time.sleep(REST)
                 take(side, AHEAD)()
                 turn.append(compare.seconds(take(side, batches)))
             measured.append(turn)
