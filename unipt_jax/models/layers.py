@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -26,6 +27,14 @@ TOKENS = (Axis.BATCH, Axis.ACT_TOKENS, Axis.ACT_EMBED)
 _HEADS = (Axis.BATCH, Axis.ACT_HEADS, Axis.ACT_TOKENS, None)
 
 
+def _gelu(x: Array) -> Array:
+    # Flax's takes the complement of the error function, which CPUs compute half as fast; in 16 bits
+    # it keeps digits that 1 + erf loses.
+    if x.dtype != jnp.float32:
+        return nn.gelu(x, approximate=False)
+    return x * (0.5 * jax.lax.erf(x * np.float32(np.sqrt(0.5))) + 0.5)
+
+
 def _quick_gelu(x: Array) -> Array:
     # x * sigmoid(1.702 x), by the tangent, which CPUs compute faster.
     return x * (0.5 * jnp.tanh(0.851 * x) + 0.5)
@@ -34,7 +43,7 @@ def _quick_gelu(x: Array) -> Array:
 # Flax's own gelu is the tanh approximation unless told otherwise: weights trained with one form
 # give other features under another, without an error.
 ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": _quick_gelu,  # OpenAI's CLIP
 }
