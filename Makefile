@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-beam test-gcs lint clean
+.PHONY: install demo bench bench-check test test-slow test-beam test-gcs lint clean
 
 install: $(STAMP)
 
@@ -21,6 +21,13 @@ $(STAMP): pyproject.toml
 # The pipeline on the embedded sample, offline; what it makes lies in runs/demo.
 demo: install
 	$(BIN)/python benchmarks/stages.py --workdir=runs/demo --seeds 0
+
+# Ours against what users would otherwise run; for a machine that does nothing else.
+bench: install
+	$(BIN)/python benchmarks/run.py
+
+bench-check: install
+	$(BIN)/python benchmarks/run.py --check
 
 # A process a core, which takes work from the others when it has none; each needs some 4 GB.
 test: install

@@ -1,0 +1,67 @@
+"""How benchmarks become rows, and rows results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import numpy as np
+import pytest
+import run
+
+
+def test_a_ratio_is_of_rounds_in_which_both_were_measured():
+    """The machine halves its speed after the first round: the medians of each would mislead."""
+    ours, peer = np.array([1.0, 2.0, 2.0]), np.array([3.0, 6.0, 5.0])
+    row = compare.row("step", ours, peer, bar=2.0, scale=10)
+    assert (row.ours, row.peer) == (0.2, 0.5)
+    assert row.ratio == 3.0
+
+
+def test_programs_are_timed_in_turn_after_a_warm_up():
+    calls = []
+    times = compare.in_turn([lambda: calls.append("a"), lambda: calls.append("b")], 2)
+    assert "".join(calls) == "ababab"
+    assert times.shape == (2, 2)
+
+
+def test_a_missed_bar_shows():
+    rows = [compare.Row("x", 1.0, 2.0, "s", 2.0, bar) for bar in (2.0, 2.1, None)]
+    met, missed, none = compare.table(rows).splitlines()[2:]
+    assert "missed" in missed
+    assert "missed" not in met + none
+
+
+def row(name, ratio):
+    return compare.Row(name, 1.0, ratio, "s", ratio, None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fails"), [(2.0, False), (1.81, False), (1.79, True), (9.0, False)]
+)
+def test_what_falls_below_the_committed_ratio_is_found(ratio, fails):
+    committed = json.loads(run.as_json([row("step", 2.0)]))
+    assert bool(run.regressions([row("step", ratio)], committed, 0.1)) == fails
+
+
+def test_a_row_that_is_gone_is_found():
+    committed = json.loads(run.as_json([row("step", 2.0), row("other", 1.0)]))
+    (line,) = run.regressions([row("step", 2.0)], committed, 0.1)
+    assert "other" in line
+
+
+@pytest.mark.parametrize("name", run.NAMES)
+def test_each_benchmark_tells_its_flags(name):
+    """Imports what it needs, and can write rows."""
+    pytest.importorskip("torch")
+    command = [sys.executable, Path(run.FOLDER, f"{name}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+def test_the_committed_results_are_rows_of_the_table():
+    results = json.loads(run.RESULTS.read_text())
+    rows = [compare.Row(name, **entry) for name, entry in results.items()]
+    assert all(row.ratio == pytest.approx(row.peer / row.ours, rel=0.3) for row in rows)
