@@ -19,9 +19,11 @@ from unipt_jax.evaluation import retrieval
 from unipt_jax.evaluation.retrieval import (
     bootstrap,
     cosine_blocks,
+    cosines,
     exact,
     rank_blocks,
     rank_features,
+    rank_rows,
     rank_similarity,
     unit_rows,
 )
@@ -264,6 +266,80 @@ def test_cosines_are_exact_but_for_one_rounding():
     np.testing.assert_allclose(cosine, expected, atol=1e-7)
 
 
+def test_the_cosines_of_pairs_are_those_of_the_blocks():
+    query, gallery, *_ = near_ties()
+    rows = unit_rows(query, "query"), unit_rows(gallery, "gallery")
+    (block,) = cosine_blocks(*rows)
+    pairs = np.random.default_rng(0).integers(40, size=(2, 700))
+    np.testing.assert_array_equal(cosines(*rows, *pairs), block[tuple(pairs)])
+    assert cosines(*rows, *pairs[:, :0]).shape == (0,)
+
+
+def hard_to_rank(kind, width, seed):
+    """Unit rows of 90 queries and 150 gallery items, and identities with 1 to some dozen matches.
+
+    Most cosines of a query lie closer together than float32 products are exact.
+    """
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(4, width))
+    if kind == "one sign":  # The sum's errors add up.
+        centres = np.abs(centres) + 1.0
+    elif kind == "collapsed":
+        centres[:] = centres[0]
+    query, gallery = (
+        unit_rows(centres[rng.integers(4, size=n)].astype(np.float32), "query") for n in (90, 150)
+    )
+    if kind == "unlike":
+        query = unit_rows(rng.normal(size=query.shape).astype(np.float32), "query")
+    if kind != "collapsed":  # Steps of the grid, from 1 to beyond what float32 products tell apart.
+        step = 2.0 ** rng.integers(0, 10, size=(len(gallery), 1))
+        gallery += np.rint(step * rng.normal(size=gallery.shape)).astype(np.int32)
+    gallery[100:120] = gallery[:20]
+    gallery[[7, 130]] = query[[5, 60]] = 0
+    identities = rng.geometric(0.15, size=240)
+    return query, gallery, identities[:90], identities[90:]
+
+
+@pytest.mark.parametrize("width", [1, 2, 67, 512, 2048])
+@pytest.mark.parametrize("kind", ["one sign", "both signs", "unlike", "collapsed"])
+def test_float32_decides_nothing_that_it_cannot_tell(monkeypatch, kind, width):
+    """With a filter of any strictness, each query finds what it finds by exact cosines."""
+    for seed in range(5):
+        query, gallery, *labels = hard_to_rank(kind, width, seed)
+        want = rank_blocks(cosine_blocks(query, gallery), *labels)
+        for pairs, matches in ((1, 100), (1 / 8, 100), (0, 100), (1, 0)):
+            monkeypatch.setattr(retrieval, "_FEW_PAIRS", pairs)
+            monkeypatch.setattr(retrieval, "_FEW_MATCHES", matches)
+            have = rank_rows(query, gallery, *labels, chunk=32)
+            for name, values in want.per_query().items():
+                np.testing.assert_array_equal(have.per_query()[name], values)
+
+
+def test_float32_alone_would_rank_them_otherwise():
+    query, gallery, *labels = hard_to_rank("one sign", 512, 0)
+    block = exact(query).astype(np.float32) @ exact(gallery).astype(np.float32).T
+    want = rank_rows(query, gallery, *labels).metrics()
+    assert rank_blocks([block], *labels).metrics() != want
+
+
+def test_all_is_exact_only_where_float32_leaves_much_open(monkeypatch):
+    """Few of 3000 clusters' items are near a match; all are where all are alike."""
+    query, gallery, *labels = features(30, 3000, identities=1500, width=64)
+    exact_rows = []
+
+    def counted(query, gallery, **options):
+        exact_rows.append(len(query))
+        return cosine_blocks(query, gallery, **options)
+
+    monkeypatch.setattr(retrieval, "cosine_blocks", counted)
+    rank_features(query, gallery, *labels)
+    assert not exact_rows
+    query[16:] = query[0]
+    gallery[:] = query[0] + 1e-4 * gallery
+    rank_features(query, gallery, *labels, chunk=16)
+    assert exact_rows == [16, 14]
+
+
 def test_features_stored_in_float16_rank_as_their_values():
     """Their length is beyond what float16 can square."""
     query, gallery, *labels = features(noise=2.0)
@@ -419,6 +495,8 @@ def test_all_shapes_that_do_not_fit_are_named(unchecked):
         rank_features(similarity, similarity[:3], np.zeros(600, int), np.zeros(2, int))
     with pytest.raises(DataError, match="3 dimensions, those of the gallery 2"):
         rank_features(similarity, similarity[:, :2], np.zeros(600, int), np.zeros(600, int))
+    with pytest.raises(DataError, match="3 dimensions, those of the gallery 2"):
+        rank_features(similarity, similarity[:, :2], np.arange(600), np.arange(600))
 
 
 @pytest.mark.parametrize(

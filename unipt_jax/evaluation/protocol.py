@@ -25,12 +25,12 @@ from unipt_jax.evaluation import features as features_lib
 from unipt_jax.evaluation.features import CONCATENATED, Features
 from unipt_jax.evaluation.reranking import reranked_blocks
 from unipt_jax.evaluation.retrieval import (
-    CHUNK,
     Ranking,
     bootstrap,
     cosine_blocks,
-    exact,
+    cosines,
     rank_blocks,
+    rank_rows,
     unit_rows,
 )
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -207,12 +207,8 @@ def measure(
     for name in [*names, CONCATENATED] if len(names) > 1 else names:
         texts, images = _rows(features, name)
         both = {
-            TEXT_TO_IMAGE: rank_blocks(
-                cosine_blocks(texts, images), text_identities, image_identities
-            ),
-            IMAGE_TO_TEXT: rank_blocks(
-                cosine_blocks(images, texts), image_identities, text_identities
-            ),
+            TEXT_TO_IMAGE: rank_rows(texts, images, text_identities, image_identities),
+            IMAGE_TO_TEXT: rank_rows(images, texts, image_identities, text_identities),
         }
         figures[name] = {direction: _figures(ranking) for direction, ranking in both.items()}
         if name == leading:
@@ -250,8 +246,8 @@ def measure(
         rankings=rankings,
         easiest=easiest,
         hardest=hardest,
-        matches=_cosines(texts, images, *matches),
-        others=_cosines(texts, images, *others),
+        matches=cosines(texts, images, *matches),
+        others=cosines(texts, images, *others),
     )
 
 
@@ -344,16 +340,6 @@ def _drawn_pairs(
     has = count > 0
     match = by_identity[first[has] + rng.integers(count[has])]
     return (text[has], match), (text[other], image[other])
-
-
-def _cosines(
-    texts: np.ndarray, images: np.ndarray, text: np.ndarray, image: np.ndarray
-) -> np.ndarray:
-    cosines = np.empty(len(text), np.float32)
-    for at in range(0, len(text), CHUNK):
-        part = slice(at, at + CHUNK)
-        cosines[part] = np.einsum("nd,nd->n", exact(texts[text[part]]), exact(images[image[part]]))
-    return cosines
 
 
 # ---------------------------------------------------------------------------- the checkpoint
