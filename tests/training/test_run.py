@@ -439,7 +439,7 @@ def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path, caplog
     assert (wanted.identities, wanted.mlm, wanted.features) == (6, False, ("global", "pgu"))
     _, weights = run.start_from(made, wanted, tokenizer)
     with caplog.at_level("INFO"):
-        run.log_origins(made, wanted, weights)
+        run.log_origins(made, specs.abstract_params(wanted), weights)
     for part in ("image_encoder", "text_encoder", "image_head", "text_head"):
         assert f"{part} starts from {undisturbed}" in caplog.text
     for part in ("pgu", "identity_head", "pgu_identity_head"):

@@ -30,6 +30,20 @@ def test_the_seed_alone_decides_the_parameters():
         np.testing.assert_allclose(leaf, eight[path], atol=1e-6)
 
 
+def test_the_model_is_traced_once():
+    """A trace starts the optimizer once, and a large model's takes a good part of a second."""
+    net, optimizer, _ = micro.parts()
+    traces = []
+
+    def init(params):
+        traces.append(params)
+        return optimizer.init(params)
+
+    counting = optax.GradientTransformation(init, optimizer.update)
+    state.create(net, micro.batch(), counting, seed=0, mesh=make_mesh(2, 2, 2))
+    assert len(traces) == 1
+
+
 def test_parameters_and_moments_are_split_alike():
     made, shardings = create(make_mesh(2, 2, 2))
     params, specs = trees.flatten(made.params), trees.flatten(shardings.params)

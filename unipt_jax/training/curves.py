@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 from etils import epath
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from unipt_jax.training.metrics import Row, thin
@@ -33,6 +31,9 @@ def table(rows: Sequence[Row], most: int = 12) -> Table:
 
 def plot(rows: Sequence[Row], path: epath.PathLike) -> None:
     """Draws the losses and the learning rate over steps into a PNG file."""
+    import matplotlib  # slow to import, and wanted at a run's end alone
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.grid": True}):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes, rates = figure.subplots(1, 2, width_ratios=(2, 1))

@@ -1,5 +1,6 @@
 """What a run writes about itself: `metrics.jsonl`, TensorBoard events, and a loss curve."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -55,16 +56,19 @@ class Writer:
     """
 
     def __init__(self, workdir: epath.PathLike, *, step: int):
-        workdir = epath.Path(workdir)
-        import tensorboardX  # slow to import: it looks for torch
-
-        self._path = workdir / FILE
+        self._workdir, self._step = epath.Path(workdir), step
+        self._path = self._workdir / FILE
         self._active = distributed.is_first()
         if self._active:
             write_json_lines(self._path, [row for row in read(workdir) if row["step"] <= step])
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-            )
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        import tensorboardX  # slow to import, since it looks for torch: not before the first step
+
+        return tensorboardX.SummaryWriter(
+            str(self._workdir / "tensorboard"), purge_step=self._step + 1 if self._step else None
+        )
 
     def write(self, row: Row) -> None:
         """Writes one row; `row["step"]` counts optimizer steps."""

@@ -278,7 +278,6 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
         spec, weights = model_file.read(workdir).spec, {}
     else:
         spec, weights = start_from(config, spec, tokenizer)
-        log_origins(config, spec, weights)
     model = build_model(config, spec)
     dataset = build_batches(config, split, tokenizer, spec, epoch, mesh)
     transform, train_step = build_step(config, model, steps)
@@ -286,6 +285,8 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
     train_state, shardings = state.create(
         model, example, transform, seed=config.seed, mesh=mesh, ema=config.ema
     )
+    if not goes_on:
+        log_origins(config, train_state.params, weights)
     params = initial.put(train_state.params, weights)
     average = jax.tree.map(jnp.copy, params) if config.ema else None
     train_state = train_state.replace(params=params, average=average)
@@ -367,9 +368,11 @@ def _scorer(
     return score
 
 
-def log_origins(config: schema.Train, spec: DualEncoderSpec, weights: Mapping[str, Any]) -> None:
+def log_origins(
+    config: schema.Train, params: Mapping[str, Any], weights: Mapping[str, Any]
+) -> None:
     """Says of each part of the model whether it starts from other weights or at random."""
-    for part in specs.abstract_params(spec):
+    for part in params:
         side = config.init_image if part.startswith("image") else config.init_text
         origin = f"from {config.init or side}" if part in weights else "at random"
         log.info("%s starts %s", part, origin)

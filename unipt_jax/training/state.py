@@ -92,13 +92,12 @@ def create(
     Returns:
         The state and, of the same structure, its shardings.
     """
-    initialise = _initialiser(model, example, optimizer, ema)
-    _, shardings = abstract(model, example, optimizer, mesh=mesh, ema=ema)
+    initialise, argument = _initialiser(model, example, optimizer, ema), jnp.uint32(seed)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda seed: nn.meta.unbox(initialise(seed)), out_shardings=shardings)(
-            jnp.uint32(seed)
-        )
-    return state, shardings
+        # Of one function and one argument, the trace for the shapes is that which is compiled.
+        shardings = parameter_shardings(jax.eval_shape(initialise, argument), mesh)
+        state = jax.jit(initialise, out_shardings=shardings)(argument)
+    return nn.meta.unbox(state), shardings
 
 
 def _initialiser(
