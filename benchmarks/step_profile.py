@@ -9,10 +9,12 @@ Usage: python benchmarks/step_profile.py [--batch_size=8] [--tokens=48] [--round
 
 import argparse
 import collections
+import multiprocessing
 import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import compare
 import jax
@@ -80,24 +82,40 @@ def kind(path: str) -> str:
 
 def profile(compiled: jax.stages.Compiled, step: Callable[[], None]) -> Mapping[str, float]:
     """Returns the seconds of one step by `kind`, summed over threads."""
-    line = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE)
-    paths = dict(line.findall(compiled.as_text()))
+    named = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE)
+    paths = dict(named.findall(compiled.as_text()))
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
             step()
         (file,) = Path(directory).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(file))
     found = collections.Counter()
-    for plane in trace.planes:
-        for events in (line.events for line in plane.lines):
-            for event in events:
-                if event.name in paths:
-                    found[kind(paths[event.name])] += event.duration_ns / 1e9
+    for line in (line for plane in trace.planes for line in plane.lines):
+        for event in line.events:
+            if event.name in paths:
+                found[kind(paths[event.name])] += event.duration_ns / 1e9
     return found
 
 
+def measure(
+    batch_size: int, tokens: int, rounds: int
+) -> tuple[float, float, int, Mapping[str, float]]:
+    """Returns operations, seconds, bytes of temporaries and the profile of a step."""
+    compiled, step = compiled_step(batch_size, tokens)
+    (times,) = compare.in_turn([step], rounds).T
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    operations = compiled.cost_analysis()["flops"]
+    return operations, float(np.median(times)), memory, profile(compiled, step)
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls in a process of its own, which gives its memory back."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
 def main() -> None:
-    """Prints the three tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,23 +123,19 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     flags = parser.parse_args()
     compare.under_jemalloc()
-    most = peak(flags.rounds)
+    most = alone(peak, flags.rounds)
     print(f"peak of float32 products: {most / 1e9:.0f} G operations a second\n")
     sizes = dict.fromkeys((size, flags.tokens) for size in BATCHES)
     sizes |= dict.fromkeys((flags.batch_size, tokens) for tokens in TOKENS)
     print("| pairs | tokens | T operations | seconds | of the peak | temporaries, GiB |")
     print("|---|---|---|---|---|---|", flush=True)
-    found = {}
+    profiles = {}
     for size in sizes:
-        compiled, step = compiled_step(*size)
-        (times,) = compare.in_turn([step], flags.rounds).T
-        seconds, operations = np.median(times), compiled.cost_analysis()["flops"]
-        memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
+        operations, seconds, memory, profiles[size] = alone(measure, *size, flags.rounds)
         share = f"{operations / seconds / most:.0%}"
-        cells = (*size, f"{operations / 1e12:.2f}", f"{seconds:.2f}", share, f"{memory:.2f}")
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        if size == (flags.batch_size, flags.tokens):
-            found = profile(compiled, step)
+        cells = operations / 1e12, seconds, share, memory / 2**30
+        print("| {} | {} | {:.2f} | {:.2f} | {} | {:.2f} |".format(*size, *cells), flush=True)
+    found = profiles[flags.batch_size, flags.tokens]
     print(f"\n| {flags.batch_size} pairs of {flags.tokens} tokens: what | share |\n|---|---|")
     for what, seconds in sorted(found.items(), key=lambda it: -it[1]):
         print(f"| {what} | {seconds / sum(found.values()):.1%} |")
