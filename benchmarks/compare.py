@@ -77,8 +77,12 @@ def under_jemalloc() -> bool:
     Torch does best with it, and a slower torch would flatter a ratio.
     """
     jemalloc = ctypes.util.find_library("jemalloc")
-    if jemalloc and "LD_PRELOAD" not in os.environ:
-        os.environ.update(LD_PRELOAD=jemalloc, MALLOC_CONF="dirty_decay_ms:-1,muzzy_decay_ms:-1")
+    if jemalloc and "jemalloc" not in os.environ.get("LD_PRELOAD", ""):
+        os.environ.update(
+            LD_PRELOAD=jemalloc,
+            MALLOC_CONF="dirty_decay_ms:-1,muzzy_decay_ms:-1",
+            OMP_NUM_THREADS=str(os.cpu_count()),  # As many as JAX takes.
+        )
         os.execv(sys.executable, [sys.executable, *sys.argv])
     return bool(jemalloc)
 

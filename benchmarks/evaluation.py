@@ -17,9 +17,8 @@ Usage: python benchmarks/evaluation.py [--queries=4000] [--gallery=20000] [--dim
 import contextlib
 import functools
 import multiprocessing
-import resource
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import compare
 import numpy as np
@@ -28,8 +27,6 @@ import torch
 from unipt_jax.evaluation.retrieval import rank_features
 
 MATCHES = 3
-# Linux counts the peak in KiB, macOS in bytes.
-UNIT = 1 if sys.platform == "darwin" else 1024
 NAMES = ("R1", "R5", "R10", "mAP", "mINP")
 
 
@@ -87,13 +84,19 @@ def _percent(hits: np.ndarray, precision: np.ndarray, penalty: np.ndarray) -> di
 SIDES = (ours, by_torch, by_numpy)
 
 
+def held(what: str) -> int:
+    """Returns what Linux counts of this process's memory, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{what}:")[1].split()[0])
+
+
 def begin(side: int, sizes: tuple[int, int, int]) -> tuple[float, dict[str, float]]:
     """Returns the gigabytes that one of `SIDES` held beyond the features, and its metrics."""
     data = clusters(*sizes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here.
     metrics = SIDES[side](*data)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return UNIT * held / 1e9, metrics
+    return (held("VmHWM") - before) / 1e9, metrics
 
 
 def again(side: int, sizes: tuple[int, int, int]) -> float:

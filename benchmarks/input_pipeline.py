@@ -13,7 +13,7 @@ memory: no disk is timed. Each number of cores has a process of its own, in whic
 one side's clock starts when the others have read ahead all they may, and rest, and when what the
 side itself has read ahead is used up.
 
-Usage: python benchmarks/input_pipeline.py [--height=256] [--batch_size=64] [--batches=8]
+Usage: python benchmarks/input_pipeline.py [--height=256] [--batch_size=64] [--batches=24]
     [--rounds=5] [--json=FILE]
 """
 
@@ -40,7 +40,7 @@ SAMPLE = Path("examples/pedestrians")
 TOKENIZER = "examples/tokenizer"
 HEIGHT, WIDTH, LENGTH = 384, 128, 77
 COPIES = 8  # Of each crop: Grain shuffles a few hundred pairs more slowly than thousands.
-AHEAD = 10  # Batches, more than either reads ahead.
+AHEAD = 24  # Batches, more than either reads ahead.
 REST = 2.0  # Seconds, more than reading ahead takes.
 
 
@@ -210,4 +210,4 @@ def measure(height: int, batch_size: int, batches: int, rounds: int) -> list[com
 
 
 if __name__ == "__main__":
-    compare.main(__doc__, measure, height=256, batch_size=64, batches=8, rounds=5)
+    compare.main(__doc__, measure, height=256, batch_size=64, batches=24, rounds=5)

@@ -75,8 +75,15 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--tolerance", type=float, default=0.15)
     flags = parser.parse_args()
-    rows = [row for name in NAMES for row in run(name)]
+    rows, failed = [], []
+    for name in NAMES:
+        try:
+            rows += run(name)
+        except subprocess.CalledProcessError:
+            failed.append(name)
     print(compare.table(rows))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
     if not flags.check:
         RESULTS.write_text(as_json(rows))
         return

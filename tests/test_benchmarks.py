@@ -65,3 +65,10 @@ def test_the_committed_results_are_rows_of_the_table():
     results = json.loads(run.RESULTS.read_text())
     rows = [compare.Row(name, **entry) for name, entry in results.items()]
     assert all(row.ratio == pytest.approx(row.peer / row.ours, rel=0.3) for row in rows)
+
+
+def test_each_missed_bar_is_told_of():
+    text = (run.FOLDER / "RESULTS.md").read_text()
+    for name, entry in json.loads(run.RESULTS.read_text()).items():
+        if entry["bar"] and entry["ratio"] < entry["bar"]:
+            assert f"**{name}**" in text

@@ -226,7 +226,7 @@ def test_the_scanned_program_does_not_grow_with_the_depth(make):
 def test_rematerialising_saves_memory(scan):
     """XLA's own figure for the gradient of a deep, narrow encoder, compiled as training steps."""
     spec = VisionSpec((32, 16), patch_size=2, layers=8, **SHAPE)
-    options = QUICK | compiler_options()
+    options = QUICK | compiler_options("cpu")
 
     def memory(remat):
         module = VisionTransformer(spec, compute=Compute(scan, remat))

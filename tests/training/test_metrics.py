@@ -23,6 +23,13 @@ def test_rows_are_strict_json_lines(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_run_without_rows_opens_no_event_file(tmp_path):
+    """What writes them takes a second to import."""
+    with metrics.Writer(tmp_path, step=0):
+        pass
+    assert not (tmp_path / "tensorboard").exists()
+
+
 def test_a_continuation_takes_back_rows_after_its_checkpoint(tmp_path):
     with metrics.Writer(tmp_path, step=0) as writer:
         for step in (1, 2, 3, 4):

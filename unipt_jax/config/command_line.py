@@ -58,7 +58,7 @@ def main(
     one; all check, the first claims, and none goes on before all can.
     """
     # Tracing makes millions of objects that stay: to look for cycles among them, and among all that
-    # was imported, after every 700 new ones takes a tenth of a start.
+    # was imported, after every few hundred new ones takes a tenth of a start.
     gc.freeze()
     gc.set_threshold(20_000)
     # Forced: absl, once imported, has put a handler of its own in the way.

@@ -48,11 +48,10 @@ class Compute:
         return function if self.remat == "none" else nn.remat(function, policy=_SAVED[self.remat])
 
 
-def compiler_options() -> dict[str, str]:
-    """Returns the options of XLA that training steps are compiled with.
+def compiler_options(platform: str) -> dict[str, str]:
+    """Returns the options of XLA that training steps are compiled with for a platform.
 
     Its compiler for CPUs removes optimization barriers before it merges equal expressions: what was
     to be computed again would be kept in memory after all.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}

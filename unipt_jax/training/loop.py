@@ -39,7 +39,7 @@ def jit_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> TrainS
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
 
 

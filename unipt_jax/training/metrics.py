@@ -80,7 +80,7 @@ class Writer:
 
     def close(self) -> None:
         """Flushes what is buffered."""
-        if self._active:
+        if "_events" in vars(self):
             self._events.close()
 
     def __enter__(self) -> "Writer":
