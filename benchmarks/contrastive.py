@@ -19,6 +19,7 @@ import numpy as np
 
 from unipt_jax.core.sharding import batch_sharding, make_mesh
 from unipt_jax.losses import contrastive
+from unipt_jax.models.compute import compiler_options
 
 BATCHES = (4096, 8192, 16384, 32768)
 DEVICES = 8
@@ -48,7 +49,11 @@ class Program:
         self.split = batch_sharding(mesh)
         embedding = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=self.split)
         results = None, (self.split, self.split)
-        gradient = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=results)
+        gradient = jax.jit(
+            jax.value_and_grad(loss, (0, 1)),
+            out_shardings=results,
+            compiler_options=compiler_options("cpu"),
+        )
         with jax.set_mesh(mesh):
             self.compiled = gradient.lower(embedding, embedding).compile()
 

@@ -86,7 +86,7 @@ def _cross_entropies(
 
     # The gradient finds the logits and gathers the texts anew.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
-    def meet(some: tuple[Array, Array, Array]) -> tuple[_Met, _Met]:
+    def meet(image: Array, some: tuple[Array, Array, Array]) -> tuple[_Met, _Met]:
         text, identity, index = gathered(some, axes)
         # A finite floor: without any candidate, -inf would make the gradient NaN.
         logits = jnp.where(rows.identity[:, None] == identity[None, :], dots(image, text), -1e30)
@@ -97,10 +97,16 @@ def _cross_entropies(
         pieces = of_texts.reshape(parts, -1, count // parts)
         return jax.lax.all_to_all(pieces, axes, 1, 1, tiled=True) if axes else pieces
 
-    each = (rows.text, rows.identity, rows.index)
-    by_image, by_text = jax.lax.map(
-        meet, jax.tree.map(lambda array: array.reshape(parts, -1, *array.shape[1:]), each)
+    # Not a loop of XLA's: those of its CPUs wait for ever where collectives run beside the loop's.
+    each = zip(
+        *(jnp.split(it, parts) for it in (rows.text, rows.identity, rows.index)), strict=True
     )
+    met = []
+    for some in each:
+        # One part after another, in the gradient too.
+        image, found = jax.lax.optimization_barrier((image, meet(image, some)))
+        met.append(found)
+    by_image, by_text = jax.tree.map(lambda *found: jnp.stack(found), *met)
     by_image = _together(by_image, axis=0)
     by_text = _together(jax.tree.map(return_home, by_text), axis=1)
     own = (image * rows.text).sum(axis=1)
