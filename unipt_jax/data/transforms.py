@@ -18,15 +18,24 @@ _ATTEMPTS = 10  # torchvision's, to find a rectangle that fits
 
 
 def random_flip(
-    image: UInt8[np.ndarray, "H W 3"], probability: float, rng: np.random.Generator
+    image: UInt8[np.ndarray, "H W 3"],
+    probability: float,
+    rng: np.random.Generator,
+    out: UInt8[np.ndarray, "H W 3"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Mirrors left and right with the given probability."""
+    """Mirrors left and right with the given probability.
+
+    Returns `out`, or without it an array which may be `image` itself.
+    """
     if rng.random() >= probability:
-        return image
-    mirrored = np.empty_like(image)
+        if out is None:
+            return image
+        out[...] = image
+        return out
+    out = np.empty_like(image) if out is None else out
     for channel in range(image.shape[2]):  # Several times faster than all of them at once.
-        mirrored[..., channel] = image[:, ::-1, channel]
-    return mirrored
+        out[..., channel] = image[:, ::-1, channel]
+    return out
 
 
 def pad_and_crop(

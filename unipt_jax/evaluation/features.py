@@ -220,6 +220,9 @@ def caption_of(split: Split, pair: int) -> str:
 
 
 def _load(split: Split, number: int, height: int, width: int) -> np.ndarray:
+    pixels = split.images.pixels(number)
+    if pixels is not None:
+        return pixels
     entry = split.images[number]
     return images.load(entry["image"], f"{split.name} {entry['path']}", height, width)
 
