@@ -112,7 +112,8 @@ def measure(queries: int, gallery: int, dimensions: int, rounds: int) -> Sequenc
         ValueError: their metrics differ.
     """
     rows = []
-    for sizes in ((6156, 3074, dimensions), (queries, gallery, dimensions)):
+    small, large = (6156, 3074, dimensions), (queries, gallery, dimensions)
+    for sizes, repeats in ((small, 3 * rounds), (large, rounds)):
         with contextlib.ExitStack() as stack:
             spawn = multiprocessing.get_context("spawn")
             pools = [stack.enter_context(spawn.Pool(1)) for _ in SIDES]
@@ -123,7 +124,7 @@ def measure(queries: int, gallery: int, dimensions: int, rounds: int) -> Sequenc
                     raise ValueError(f"metrics differ: {found} and {metrics[0]}")
             times = [
                 [pool.apply(again, (side, sizes)) for side, pool in enumerate(pools)]
-                for _ in range(rounds)
+                for _ in range(repeats)
             ]
         mine, *theirs = zip(np.transpose(times), memory, strict=True)
         for name, (time, held) in zip(("torch", "numpy"), theirs, strict=True):

@@ -509,6 +509,19 @@ def test_mapped_files_that_are_damaged_are_named(source, tmp_path, kind, fault):
         builders.open_split(tmp_path, "train")
 
 
+def test_in_an_object_store_tokens_are_read_and_pixels_refused(
+    prepared, source, tmp_path, monkeypatch
+):
+    """There is nothing to map there."""
+    write_pixels(source, tmp_path)
+    want = [tokens.tolist() for tokens in builders.open_split(prepared, "train").tokens]
+    monkeypatch.setattr(builders, "is_remote", lambda path: True)
+    monkeypatch.setattr(np, "memmap", None)
+    assert [tokens.tolist() for tokens in builders.open_split(prepared, "train").tokens] == want
+    with pytest.raises(DataError, match=f"{tmp_path} stores pixels; copy it to a disk"):
+        builders.open_split(tmp_path, "train")
+
+
 def test_a_pickled_split_holds_no_pixels_or_tokens(source, tmp_path):
     """They are mapped where it arrives: a worker's copy of a large data set is small."""
     write_pixels(source, tmp_path)

@@ -15,7 +15,8 @@ no TensorFlow is needed) with, beside it:
     manifest.json            counts and names; written last, so that it vouches for all the rest
 
 An example of training made of pixels is that made of the images as they came, to the byte. Tokens
-and pixels are mapped into memory: of a data set with both, training reads no record.
+and pixels are mapped into memory: of a data set with both, training reads no record. (Pixels must
+lie on a disk for that; tokens in an object store are read at once.)
 
 Checking and writing go part by part: a function is called with each part of the records, here one
 after another (`map`), or wherever a `Spread` takes it (`beam.spread_on`). Each shard is one
@@ -778,7 +779,10 @@ class _Encoded(Sequence[None]):
 
 @dataclasses.dataclass(frozen=True)
 class _Mapped(Sequence[Any]):
-    """A file of arrays of one shape, mapped into memory; pickled, it is a name."""
+    """A file of arrays of one shape, mapped into memory; pickled, it is a name.
+
+    In an object store nothing can be mapped: it is read, whole.
+    """
 
     path: str
     dtype: Any
@@ -787,7 +791,11 @@ class _Mapped(Sequence[Any]):
     @functools.cached_property
     def array(self) -> np.ndarray:
         """The file as one array, whose first axis numbers its entries."""
-        return np.asarray(np.memmap(self.path, self.dtype, "r")).reshape(-1, *self.shape)
+        if is_remote(self.path):
+            values = np.frombuffer(epath.Path(self.path).read_bytes(), self.dtype)
+        else:
+            values = np.asarray(np.memmap(self.path, self.dtype, "r"))
+        return values.reshape(-1, *self.shape)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -855,6 +863,8 @@ def _open_images(directory: epath.Path, split: str, size: tuple[int, int] | None
         )
         if size is None:
             return Images(_Examples(stored))
+        if is_remote(directory):
+            raise DataError(f"{directory} stores pixels; copy it to a disk, where they are mapped")
         counts = zip(shards.filepaths, shards.shard_lengths, strict=True)
         pixels = [_map(f"{path}{_PIXELS}", np.uint8, (*size, 3), count) for path, count in counts]
         return Images(_Examples(stored), _Joined(pixels))
@@ -879,8 +889,6 @@ def _open_tokens(path: epath.Path, lengths: np.ndarray) -> Sequence[np.ndarray]:
 def _map(path: epath.PathLike, dtype: Any, shape: tuple[int, ...], count: int) -> _Mapped:
     """Maps a file that must hold so many entries."""
     path = epath.Path(path)
-    if is_remote(path):
-        raise DataError(f"{path}: is mapped into memory; copy the data set to a local disk")
     needed = np.dtype(dtype).itemsize * math.prod(shape) * count
     found = path.stat().length if path.is_file() else "no"
     if found != needed:
