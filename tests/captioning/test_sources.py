@@ -1,6 +1,7 @@
 """Images of a folder, of a list and of a prepared data set, under numbers that never change."""
 
 import codecs
+import json
 import logging
 import os
 import shutil
@@ -171,7 +172,8 @@ def test_a_long_listing_is_scanned_in_pieces(folder, tmp_path, monkeypatch):
 
 
 def test_resized_pixels_are_not_captioned(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"format": 1, "pixels": [384, 128]}')
+    manifest = {"format": builders.FORMAT, "pixels": [384, 128]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     for refuse in (sources.require_place, lambda images: sources.open_source(images, tmp_path)):
         with pytest.raises(DataError, match=r"stores pixels of 384x128.*name the folder"):
             refuse(str(tmp_path))

@@ -406,7 +406,8 @@ def test_an_export_embeds_as_the_run_does(name, tokenizer, tmp_path):
         (exported.encode_images(pictures), trained.encode_images(pictures)),
         (exported.encode_texts(sentences), trained.encode_texts(sentences)),
     ):
-        np.testing.assert_array_equal(have, want)
+        # A CLIP pads texts to all its positions, which the run does not: sums are rounded otherwise.
+        np.testing.assert_allclose(have, want, atol=1e-6)
         assert np.ptp(want, axis=0).max() > 1e-3
     image = jnp.asarray(trained.processor.images(pictures))
     own = apply(spec, average, image, method="encode_image")
