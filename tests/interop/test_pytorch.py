@@ -406,7 +406,7 @@ def test_an_export_embeds_as_the_run_does(name, tokenizer, tmp_path):
         (exported.encode_images(pictures), trained.encode_images(pictures)),
         (exported.encode_texts(sentences), trained.encode_texts(sentences)),
     ):
-        # A CLIP pads texts to all its positions, which the run does not: sums are rounded otherwise.
+        # A CLIP pads texts to all its positions, the run to its length: sums are rounded otherwise.
         np.testing.assert_allclose(have, want, atol=1e-6)
         assert np.ptp(want, axis=0).max() > 1e-3
     image = jnp.asarray(trained.processor.images(pictures))
