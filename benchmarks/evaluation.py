@@ -7,8 +7,7 @@ three gallery items an identity. Each side has a process of its own: its first r
 the most that it held beyond the features; the next are timed, in turn.
 
 The first size is CUHK-PEDES's test. The second is a slice of 60,000 queries, of which the peers
-would need some 40 GB: their time and memory grow with the queries, ours but for what the gallery
-takes, so that more queries make both ratios larger.
+would need some 40 GB: the memory that they take grows with the queries, and ours does not.
 
 Usage: python benchmarks/evaluation.py [--queries=4000] [--gallery=20000] [--dimensions=512]
     [--rounds=3]
@@ -127,11 +126,11 @@ def measure(queries: int, gallery: int, dimensions: int, rounds: int) -> Sequenc
                 for _ in range(repeats)
             ]
         mine, *theirs = zip(np.transpose(times), memory, strict=True)
-        for name, (time, held) in zip(("torch", "numpy"), theirs, strict=True):
+        for name, (time, most) in zip(("torch", "numpy"), theirs, strict=True):
             task = f"ranks of {sizes[0]} queries in a gallery of {sizes[1]}, against {name}.argsort"
             rows.append(compare.row(task, mine[0], time, 3.0))
-            ratio = held / mine[1]
-            rows.append(compare.Row(f"{task}: memory", mine[1], held, "GB", ratio, 10.0))
+            ratio = most / mine[1]
+            rows.append(compare.Row(f"{task}: memory", mine[1], most, "GB", ratio, 10.0))
     return rows
 
 

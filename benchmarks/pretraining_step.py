@@ -77,19 +77,18 @@ def measure(
     model = run.build_model(config, spec)
     batch = batch_of(config, tokens)
     weights, ours, mesh = begun(config, model, batch)
-    peers = [torch_peers.UniPT(spec, weights) for _ in range(2)]
-    require_same_loss(config, spec, weights, batch, peers[0])
+    peer = torch_peers.UniPT(spec, weights)
+    require_same_loss(config, spec, weights, batch, peer)
+    del weights
 
     lengths = (tokens, LONGEST)
     batches = [put_batch(batch_of(config, length), mesh) for length in lengths]
     how = config.optimizer
+    # Both train one model: memory has no room for two.
+    adamw = torch_peers.adamw(peer, how.learning_rate, how.weight_decay)
     released, lean = (
-        torch_peers.training_step(
-            peer.train(), loss, torch_peers.adamw(peer, how.learning_rate, how.weight_decay)
-        )
-        for peer, loss in zip(
-            peers, (torch_peers.released_loss, torch_peers.lean_loss), strict=True
-        )
+        torch_peers.training_step(peer.train(), loss, adamw)
+        for loss in (torch_peers.released_loss, torch_peers.lean_loss)
     )
     long = torch_peers.prepared(padded(batch, LONGEST))
     equal = [torch_peers.prepared(batch_of(config, length)) for length in lengths]

@@ -11,6 +11,7 @@ Usage: python benchmarks/run.py [--check] [--tolerance=0.15]
 """
 
 import argparse
+import ctypes.util
 import dataclasses
 import json
 import subprocess
@@ -75,6 +76,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--tolerance", type=float, default=0.15)
     flags = parser.parse_args()
+    if not ctypes.util.find_library("jemalloc"):
+        sys.exit("jemalloc is missing, and torch is slower without it; install libjemalloc2")
     rows, failed = [], []
     for name in NAMES:
         try:

@@ -2,7 +2,8 @@
 
 The peak is the fastest of a few float32 matrix products of the model's own shapes, by XLA. The
 profile is JAX's own trace of the compiled step; each operation counts for the threads that it is
-seen on. Operations are XLA's count for the whole step (`cost_analysis`).
+seen on, and what was fused for the last operation in it. Operations are XLA's count for the whole
+step (`cost_analysis`).
 
 Usage: python benchmarks/step_profile.py [--batch_size=8] [--tokens=48] [--rounds=3]
 """

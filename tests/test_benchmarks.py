@@ -61,10 +61,41 @@ def test_each_benchmark_tells_its_flags(name):
     assert "--json" in done.stdout
 
 
-def test_the_committed_results_are_rows_of_the_table():
+def test_the_committed_results_are_of_every_benchmark():
     results = json.loads(run.RESULTS.read_text())
     rows = [compare.Row(name, **entry) for name, entry in results.items()]
     assert all(row.ratio == pytest.approx(row.peer / row.ours, rel=0.3) for row in rows)
+    bars = {
+        "pre-training": {1.0, 1.5},
+        "fine-tuning": {0.95},
+        "captioning": {0.95, 3.0},
+        "text encoding": {2.0},
+        "ranks": {3.0, 10.0},
+        "input pipeline": {1.0, 5.0},
+        "contrastive": {8.0, 1 / 1.2},
+        "start": {3.0},
+    }
+    for begin, wanted in bars.items():
+        found = {row.bar for row in rows if row.name.startswith(begin)} - {None}
+        assert found == wanted, begin
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("jit(step)/transpose(jvp(DualEncoder))/layers_0/mlp/fc1/dot_general", "products"),
+        ("jit(step)/jvp(DualEncoder)/layers_0/self_attn/dot_general", "attention's products"),
+        ("jit(step)/jvp(DualEncoder)/layers_0/self_attn/exp", "softmax"),
+        ("jit(step)/jvp(DualEncoder)/layers_0/layer_norm1/mul", "LayerNorm"),
+        ("jit(step)/transpose(jvp(DualEncoder))/optimization_barrier", "turning round"),
+        ("jit(step)/sqrt", "optimizer, loss, norm"),
+    ],
+)
+def test_a_profile_tells_operations_by_their_place(path, what):
+    pytest.importorskip("torch")  # The peers' module is imported beside it.
+    import step_profile
+
+    assert step_profile.kind(path) == what
 
 
 def test_each_missed_bar_is_told_of():

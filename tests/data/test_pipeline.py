@@ -545,6 +545,10 @@ def test_of_pixels_and_tokens_no_record_is_read(pixels, make):
             read.append(number)
             return super().__getitem__(number)
 
+        def captions(self, number):
+            read.append(number)
+            return super().captions(number)
+
     watched = Watched(pixels.images._source, pixels.images._pixels)
     data = dataclasses.replace(pixels, images=watched)
     assert_same([make(split=data)[3]], [make(split=pixels)[3]])

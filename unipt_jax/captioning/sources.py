@@ -84,7 +84,7 @@ def require_place(images: str) -> None:
     if Path(images).is_file() and Path(images).suffix.lower() in _SUFFIXES:
         raise DataError(f"images={images} is one image; name its folder, or a list of paths")
     if (Path(images) / builders.MANIFEST).is_file():
-        stored = builders.read_manifest(images).get("pixels")
+        stored = builders.read_manifest(images)["pixels"]
         if stored:
             raise DataError(
                 f"images={images} stores pixels of {stored[0]}x{stored[1]}, which are for training "

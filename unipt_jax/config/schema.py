@@ -615,7 +615,7 @@ class Evaluate:
         default=False,
     )
     batch_size: int = field(
-        "over all devices, of which it becomes a multiple; changes no figure",
+        "over all devices, of which it becomes a multiple; changes nothing but rounding",
         default=128,
         at_least=1,
     )

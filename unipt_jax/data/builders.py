@@ -115,13 +115,21 @@ class Images:
         example, pixels = self._source[number], self.pixels(number)
         return {
             "image": example["image"] if pixels is None else images_lib.to_ppm(pixels),
-            "captions": [caption.decode() for caption in example["captions"]],
+            "captions": _decoded(example),
             "path": example["path"].decode(),
         }
+
+    def captions(self, number: int) -> list[str]:
+        """Returns an image's captions; its pixels are left where they are."""
+        return _decoded(self._source[number])
 
     def pixels(self, number: int) -> UInt8[np.ndarray, "H W 3"] | None:
         """Returns an image's stored pixels, not to be written to; None: it is stored encoded."""
         return self._pixels[number] if self._pixels else None
+
+
+def _decoded(example: Mapping[str, Any]) -> list[str]:
+    return [caption.decode() for caption in example["captions"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -553,7 +561,6 @@ class _Index:
 
     def __init__(self, split: str, workdir: epath.Path, tokenizer: tokenization.Tokenizer | None):
         self._split, self._workdir, self._tokenizer = split, workdir, tokenizer
-        self._tokens = (workdir / _TOKENS.format(split)).open("wb") if tokenizer else None
         self._counts, self._identities, self._lengths = (array.array("i") for _ in range(3))
         self._names: dict[str, int] = {}  # in the order in which they come
         self._nameless = 0
@@ -567,16 +574,15 @@ class _Index:
             else:  # Nothing is kept of who has no name: there may be millions.
                 self._nameless += 1
                 self._identities.append(-self._nameless)
-        if self._tokens:
+        if self._tokenizer:
             captions = [caption for record in records for caption in record.captions]
             tokens = self._tokenizer.encode_whole(captions)
             self._lengths.extend(map(len, tokens))
-            self._tokens.write(np.concatenate(tokens).astype(_TOKEN).tobytes())
+            with (self._workdir / _TOKENS.format(self._split)).open("ab") as file:
+                file.write(np.concatenate(tokens).astype(_TOKEN).tobytes())
 
     def write(self) -> dict[str, int]:
         """Writes the files; returns the split's counts for the manifest."""
-        if self._tokens:
-            self._tokens.close()
         names = sorted(self._names, key=natural_order)
         # By the name's place of arrival; nameless -1, -2, ... come after all names.
         label = np.empty(len(names) + self._nameless, np.int32)
@@ -632,7 +638,7 @@ def summary(manifest: Mapping[str, Any]) -> str:
         f"{split:<12} {counts['images']:>10} {counts['captions']:>10} {counts['identities']:>10}"
         for split, counts in manifest["splits"].items()
     ]
-    if manifest.get("pixels"):
+    if manifest["pixels"]:
         lines.append("images stored as pixels: {}x{}".format(*manifest["pixels"]))
     lines.append(f"records left out: {manifest['quarantined']}")
     lines += [f"noticed {count} times: {what}" for what, count in manifest["notices"].items()]

@@ -158,14 +158,14 @@ class LoadRows:
         split, how = self.split, self.preprocess
         number = int(split.pairs[0][pair])
         pixels = split.images.pixels(number)
-        if pixels is not None and self.tokens:
-            return pixels, self.tokens[pair]
-        entry = split.images[number]
-        if pixels is None:
+        if pixels is not None:
+            captions = () if self.tokens else split.images.captions(number)
+        else:
+            entry = split.images[number]
             where = f"{split.name} {entry['path']}"
             pixels = images.load(entry["image"], where, how.height, how.width)
-        text = self.tokens[pair] if self.tokens else entry["captions"][split.pairs[1][pair]]
-        return pixels, text
+            captions = entry["captions"]
+        return pixels, self.tokens[pair] if self.tokens else captions[split.pairs[1][pair]]
 
     def _load_text(
         self, position: int, text: str | np.ndarray, rng: np.random.Generator
@@ -294,7 +294,7 @@ class Batches(Iterator[Example]):
     def __init__(self, dataset: grain.MapDataset, *, start: int = 0, workers: int = 0):
         self._next = start
         # More threads than cores, in all, would only take the interpreter from one another.
-        threads = min(4, max(1, os.cpu_count() // max(1, workers)))
+        threads = min(4, max(1, _cores() // max(1, workers)))
         # One element is a whole batch, so a few of them are far enough ahead.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
         ahead = dataset[start:].to_iter_dataset(options)
@@ -330,6 +330,13 @@ class Batches(Iterator[Example]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _require_masking(tokenizer: Tokenizer, preprocess: Preprocess) -> None:

@@ -216,7 +216,7 @@ class LoadTexts:
 def caption_of(split: Split, pair: int) -> str:
     """Returns a caption by its number in the split."""
     image, caption = (int(numbers[pair]) for numbers in split.pairs)
-    return split.images[image]["captions"][caption]
+    return split.images.captions(image)[caption]
 
 
 def _load(split: Split, number: int, height: int, width: int) -> np.ndarray:

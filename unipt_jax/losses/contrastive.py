@@ -84,7 +84,7 @@ def _cross_entropies(
     image, count = logit_scale * rows.image, len(rows.index)
     parts = math.gcd(count, PARTS)
 
-    # The gradient finds the logits and gathers the texts anew.
+    # The gradient finds all but the products anew, and gathers the texts once more.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
     def meet(image: Array, some: tuple[Array, Array, Array]) -> tuple[_Met, _Met]:
         text, identity, index = gathered(some, axes)
