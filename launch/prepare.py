@@ -3,8 +3,7 @@
 python launch/prepare.py --config=configs/prepare.py:cuhk_pedes --config.source=DIR --workdir=DIR
 """
 
-from collections import Counter
-from collections.abc import Callable
+import collections.abc
 
 from etils import epath
 
@@ -13,7 +12,7 @@ from unipt_jax.config import command_line, schema
 from unipt_jax.data import annotations, beam, builders, tokenization
 
 
-def read(config: schema.Prepare) -> tuple[list, list, Callable | None]:
+def read(config: schema.Prepare) -> tuple[list, list, collections.abc.Callable | None]:
     """Returns records, problems and what reads an image that is no file: annotated, or drawn."""
     if config.dataset == "drawn":
         records = drawn.records(count=config.count, seed=config.seed)
@@ -48,7 +47,7 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
             workdir=workdir,
             tokenizer=config.tokenizer,
             quarantined=len(left_out),
-            notices=Counter(problem.what for problem in problems if problem.kind == "notice"),
+            notices=collections.Counter(it.what for it in problems if it.kind == "notice"),
             read=reader,
             spread=spread,
             pixels=config.pixels or None,
