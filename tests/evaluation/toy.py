@@ -81,7 +81,9 @@ def split(
         images=builders.Images(examples),
         caption_counts=np.array([len(texts) for texts in captions], np.int32),
         identities=np.array(identities, np.int32),
-        text_lengths=tokenizer.lengths(every) if known else np.zeros(0, np.int32),
+        text_lengths=np.array(
+            [len(ids) for ids in tokenizer.encode_whole(every)] if known else [], np.int32
+        ),
         tokenizer_fingerprint=tokenizer.fingerprint if known else "",
         name="test",
         directory=str(directory),

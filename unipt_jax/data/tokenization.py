@@ -72,10 +72,6 @@ class Tokenizer:
         """Returns at most `length` of a text's ids, of which the last is the end token again."""
         return ids if len(ids) <= length else np.append(ids[: length - 1], np.int32(self.end))
 
-    def lengths(self, captions: Sequence[str]) -> Int[np.ndarray, "N"]:
-        """Returns each caption's number of tokens, special ones included, before any truncation."""
-        return np.array([len(ids) for ids in self.encode_whole(captions)], np.int32)
-
     def save(self, directory: epath.PathLike) -> None:
         """Writes `tokenizer.json`, which `load` reads back."""
         write_bytes(epath.Path(directory) / FILE, self.backend.to_str().encode())
