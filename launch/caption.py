@@ -8,7 +8,7 @@ from pathlib import Path
 from etils import epath
 
 import unipt_jax
-from unipt_jax.captioning import runner, sources
+from unipt_jax.captioning import captioner, runner, sources
 from unipt_jax.config import command_line, schema
 from unipt_jax.data import tokenization
 
@@ -19,13 +19,13 @@ def check(config: schema.Caption, resumed: epath.PathLike | None) -> None:
     runner.read_lexicon(config)
     if config.tokenizer:
         tokenization.load(config.tokenizer)
-    runner.require_temperature(unipt_jax.load(config.clip).model)
+    captioner.require_temperature(unipt_jax.load(config.clip).model)
 
 
 def run(config: schema.Caption, workdir: epath.Path, resume: bool) -> None:
     """Captions what has no caption yet."""
     encoder = unipt_jax.load(config.clip)
-    clip = runner.Clip(encoder.model, encoder.params, encoder.encode_texts)
+    clip = captioner.Clip(encoder.model, encoder.params, encoder.encode_texts)
     runner.caption(config, Path(workdir), clip)
 
 

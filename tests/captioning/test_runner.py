@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.training.test_conversion import SPEC
 from tests.training.test_initial import noise
-from unipt_jax.captioning import composer, lexicon, runner, scorer
+from unipt_jax.captioning import captioner, composer, lexicon, runner, scorer
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.data import builders, images
@@ -36,7 +36,7 @@ def encode_texts(texts):
 def make_clip():
     params = jax.tree.map(jnp.asarray, noise(specs.abstract_params(SPEC)))
     params["logit_scale"] = jnp.log(30.0)
-    return runner.Clip(DualEncoder(SPEC), params, encode_texts)
+    return captioner.Clip(DualEncoder(SPEC), params, encode_texts)
 
 
 @pytest.fixture(scope="module")

@@ -16,26 +16,25 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from unipt_jax.captioning import composer, frequencies, lexicon, scorer, sources
+from unipt_jax.captioning import frequencies, lexicon, sources
+from unipt_jax.captioning.captioner import Captioner, Clip, require_temperature
 from unipt_jax.captioning.lexicon import Lexicon
 from unipt_jax.captioning.sources import Source
 from unipt_jax.config import schema
-from unipt_jax.core import distributed
+from unipt_jax.core import distributed, trees
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.files import read_json, remove_leftovers, write_json, write_json_lines
-from unipt_jax.core.sharding import batch_sharding, make_mesh
+from unipt_jax.core.sharding import make_mesh
 from unipt_jax.data import builders, images
 from unipt_jax.data.annotations import Record
-from unipt_jax.models.dual_encoder import DualEncoder
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +42,6 @@ CAPTIONS, STATISTICS, PARTS = "captions.jsonl", "statistics.json", "parts"
 
 _BATCHES_A_PART = 8
 _LOG_EVERY = 10.0  # seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """The model that judges: `encode_texts` gives unit rows, as `Encoder.encode_texts` does."""
-
-    model: DualEncoder
-    params: Any
-    encode_texts: Callable[[Sequence[str]], np.ndarray]
 
 
 def read_lexicon(config: schema.Caption) -> Lexicon:
@@ -68,19 +58,6 @@ def read_lexicon(config: schema.Caption) -> Lexicon:
             f"{len(words.wrappers)}"
         )
     return words
-
-
-def require_temperature(model: DualEncoder) -> None:
-    """Checks that a model's similarities tell how sure it is.
-
-    Raises:
-        ConfigError: they have no temperature: among cosines no phrase is ever likelier than 0.9.
-    """
-    if model.spec.temperature == "none":
-        raise ConfigError(
-            "the model of `clip` has no temperature, so that no optional attribute would ever be "
-            "kept; take a CLIP, or a run with contrastive.temperature=learned"
-        )
 
 
 def caption(config: schema.Caption, workdir: Path, clip: Clip) -> None:
@@ -126,13 +103,10 @@ def _make_ready(config: schema.Caption, workdir: Path, clip: Clip) -> None:
 
 def _require_same_inputs(config: schema.Caption, workdir: Path, clip: Clip) -> None:
     """Checks that what was captioned before had the same lexicon and weights."""
-    weights = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(clip.params):
-        weights.update(np.asarray(leaf).tobytes())
     texts = Path(config.lexicon or lexicon.ENGLISH).read_bytes()
     now = {
         "lexicon": hashlib.blake2b(texts, digest_size=16).hexdigest(),
-        "clip": weights.hexdigest(),
+        "clip": trees.fingerprint(clip.params),
     }
     path = workdir / PARTS / "inputs.json"
     before = read_json(path) if path.exists() else now
@@ -160,17 +134,11 @@ def write_parts(
     # Each process judges images of its own on devices of its own, a batch on each.
     mesh = make_mesh(devices=jax.local_devices())
     rows = config.device_batch_size * mesh.size
-    height, width = clip.model.spec.image.image_size
-    load = LoadImages(source, height, width, rows, config.on_bad_record == "stop")
-    split, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    params = jax.device_put(clip.params, everywhere)
     log.info("encoding the prompts, then compiling")
-    features = jax.device_put(
-        scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[: config.wrappers]),
-        everywhere,
+    captioner = Captioner(
+        clip, words, mesh, wrappers=config.wrappers, threshold=config.threshold, seed=config.seed
     )
-    score = scorer.make_scorer(clip.model, scorer.layout(words.sets), mesh, config.threshold)
-    labels = {name: tuple(each.phrases) for name, each in words.sets.items()}
+    load = LoadImages(source, *captioner.image_size, rows, config.on_bad_record == "stop")
     progress = Progress("captioned", sum(map(len, spans)))
     written: list[dict[str, Any]] = []
 
@@ -182,8 +150,7 @@ def write_parts(
             if fault:
                 written.append({"record": number, "image": path, "faults": [fault]})
             else:
-                attributes = _attributes(labels, indices[row], probabilities[row])
-                written.append(_row(words, path, attributes, config.seed))
+                written.append(captioner.row(path, indices[row], probabilities[row]))
         if (numbers[-1] + 1) % size == 0 or numbers[-1] + 1 == source.size:
             write_json_lines(_part_file(workdir, numbers[0] // size), written)
             written.clear()
@@ -192,8 +159,7 @@ def write_parts(
     waiting = None
     with contextlib.closing(load_batches(load, spans)) as loaded:
         for batch in loaded:
-            # Not `put_batch`: the mesh is this process's own, and so is the whole batch.
-            result = score(params, features, jax.device_put(batch["image"], split))
+            result = captioner.judge(batch["image"])
             # The device works on this batch while the host writes the one before.
             if waiting:
                 finish(*waiting)
@@ -360,23 +326,3 @@ def _parts(config: schema.Caption, source: Source) -> int:
 
 def _part_file(workdir: Path, part: int) -> Path:
     return workdir / PARTS / f"{part:08}.jsonl"
-
-
-def _attributes(
-    labels: Mapping[str, Sequence[str]], indices: np.ndarray, probabilities: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "phrase": phrases[index] if index >= 0 else None,
-            "probability": round(float(probability), 4),
-        }
-        for (name, phrases), index, probability in zip(
-            labels.items(), indices, probabilities, strict=True
-        )
-    }
-
-
-def _row(words: Lexicon, path: str, attributes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    choices = {name: chosen["phrase"] for name, chosen in attributes.items()}
-    text = composer.compose(words, choices, seed=seed, path=path)
-    return {"image": path, "caption": text, "attributes": attributes}

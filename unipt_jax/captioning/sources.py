@@ -60,16 +60,26 @@ def open_source(images: str, workdir: Path) -> Source:
         return _prepared(images)
     if not listing.exists():
         others: Counter[str] = Counter()
-        paths = _walk(place, others) if place.is_dir() else _lines(place)
+        paths = walk(place, others) if place.is_dir() else _lines(place)
         write_stream(listing, (os.fsencode(path) + b"\0" for path in paths))
-        if others:
-            counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
-            log.info("%d other files passed over (%s)", others.total(), counts)
+        log_others(others)
     source = _listed(listing, place if place.is_dir() else place.parent)
     if not source.size:
         listing.unlink()
-        raise DataError(f"images={images}: no image is in there ({', '.join(sorted(_SUFFIXES))})")
+        raise no_image(images)
     return source
+
+
+def no_image(images: str) -> DataError:
+    """Returns the error of a folder or list without an image in it."""
+    return DataError(f"images={images}: no image is in there ({', '.join(sorted(_SUFFIXES))})")
+
+
+def log_others(others: Counter[str]) -> None:
+    """Tells how many files were passed over, as `walk` counts them by suffix."""
+    if others:
+        counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
+        log.info("%d other files passed over (%s)", others.total(), counts)
 
 
 def require_place(images: str) -> None:
@@ -152,10 +162,13 @@ def _prepared(directory: str) -> Source:
     )
 
 
-def _walk(folder: Path, others: Counter[str]) -> Iterator[str]:
-    """Yields the images below a folder, in an order that does not depend on the file system.
+def walk(folder: Path, others: Counter[str]) -> Iterator[str]:
+    """Yields the paths of images below a folder, relative to it, whatever the file system's order.
 
-    Counts the suffixes of other files in `others`.
+    Counts the suffixes of other files in `others`. Links are followed, but never in a circle.
+
+    Raises:
+        DataError: a folder cannot be listed.
     """
 
     def stop(error: OSError) -> None:

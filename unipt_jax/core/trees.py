@@ -1,9 +1,11 @@
 """Trees of arrays seen as tables from paths to leaves."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def path_string(path: tuple[Any, ...]) -> str:
@@ -39,3 +41,11 @@ def shape_differences(have: Any, want: Any) -> list[str]:
 def count_parameters(tree: Any) -> int:
     """Returns the number of array elements in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def fingerprint(tree: Any) -> str:
+    """Returns 32 hexadecimal digits that follow from the values, in the tree's own order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""A frozen CLIP and a lexicon put together: pixels become attributes, and these a sentence."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
+
+from unipt_jax.captioning import composer, scorer
+from unipt_jax.captioning.lexicon import Lexicon
+from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.sharding import batch_sharding
+from unipt_jax.models.dual_encoder import DualEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The model that judges: `encode_texts` gives unit rows, as `Encoder.encode_texts` does."""
+
+    model: DualEncoder
+    params: Any
+    encode_texts: Callable[[Sequence[str]], np.ndarray]
+
+
+def require_temperature(model: DualEncoder) -> None:
+    """Checks that a model's similarities tell how sure it is.
+
+    Raises:
+        ConfigError: they have no temperature: among cosines no phrase is ever likelier than 0.9.
+    """
+    if model.spec.temperature == "none":
+        raise ConfigError(
+            "the model of `clip` has no temperature, so that no optional attribute would ever be "
+            "kept; take a CLIP, or a run with contrastive.temperature=learned"
+        )
+
+
+class Captioner:
+    """Judges batches of images that are this process's own, on the devices of `mesh`.
+
+    Args:
+        clip: the model, with a temperature (`require_temperature`).
+        words: attributes, templates and prompts.
+        mesh: devices of this process.
+        wrappers: prompts around each phrase over which its feature is averaged (paper: 1).
+        threshold: probability above which an optional attribute is kept.
+        seed: of templates and synonyms.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        words: Lexicon,
+        mesh: Mesh,
+        *,
+        wrappers: int = 1,
+        threshold: float = scorer.THRESHOLD,
+        seed: int = 0,
+    ):
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self.image_size = clip.model.spec.image.image_size
+        self._words, self._seed, self._split = words, seed, batch_sharding(mesh)
+        self._params = jax.device_put(clip.params, everywhere)
+        self._features = jax.device_put(
+            scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[:wrappers]),
+            everywhere,
+        )
+        self._score = scorer.make_scorer(clip.model, scorer.layout(words.sets), mesh, threshold)
+        self._labels = {name: tuple(each.phrases) for name, each in words.sets.items()}
+
+    def judge(
+        self, image: UInt8[np.ndarray, "B H W 3"]
+    ) -> tuple[Int[Array, "B A"], Float[Array, "B A"]]:
+        """Returns what `scorer.decide` returns, without waiting for it; B splits evenly."""
+        # Not `put_batch`: the mesh is this process's own, and so is the whole batch.
+        return self._score(self._params, self._features, jax.device_put(image, self._split))
+
+    def row(
+        self, path: str, indices: Int[np.ndarray, " A"], probabilities: Float[np.ndarray, " A"]
+    ) -> dict[str, Any]:
+        """Returns the line of `captions.jsonl` of one judged image: path, caption, attributes."""
+        attributes = {
+            name: {
+                "phrase": phrases[index] if index >= 0 else None,
+                "probability": round(float(probability), 4),
+            }
+            for (name, phrases), index, probability in zip(
+                self._labels.items(), indices, probabilities, strict=True
+            )
+        }
+        choices = {name: chosen["phrase"] for name, chosen in attributes.items()}
+        text = composer.compose(self._words, choices, seed=self._seed, path=path)
+        return {"image": path, "caption": text, "attributes": attributes}
