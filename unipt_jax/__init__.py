@@ -3,9 +3,14 @@
 import importlib
 from typing import Any
 
-__all__ = ["Encoder", "evaluate_ranks", "load"]
+__all__ = ["Encoder", "Gallery", "evaluate_ranks", "load"]
 
-_HOMES = {"Encoder": "encoder", "evaluate_ranks": "evaluation.retrieval", "load": "encoder"}
+_HOMES = {
+    "Encoder": "encoder",
+    "Gallery": "search.gallery",
+    "evaluate_ranks": "evaluation.retrieval",
+    "load": "encoder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,9 @@
 """A frozen CLIP and a lexicon put together: pixels become attributes, and these a sentence."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from unipt_jax.captioning import composer, scorer
 from unipt_jax.captioning.lexicon import Lexicon
+from unipt_jax.core import trees
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import batch_sharding
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -60,23 +63,38 @@ class Captioner:
         threshold: float = scorer.THRESHOLD,
         seed: int = 0,
     ):
-        everywhere = NamedSharding(mesh, PartitionSpec())
         self.image_size = clip.model.spec.image.image_size
-        self._words, self._seed, self._split = words, seed, batch_sharding(mesh)
-        self._params = jax.device_put(clip.params, everywhere)
-        self._features = jax.device_put(
-            scorer.prompt_features(clip.encode_texts, words.sets, words.wrappers[:wrappers]),
-            everywhere,
-        )
-        self._score = scorer.make_scorer(clip.model, scorer.layout(words.sets), mesh, threshold)
+        self._clip, self._words, self._mesh = clip, words, mesh
+        self._wrappers, self._threshold, self._seed = words.wrappers[:wrappers], threshold, seed
         self._labels = {name: tuple(each.phrases) for name, each in words.sets.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells its judgements from others': weights, prompts and threshold."""
+        prompts = [
+            each.prompts(wrapper)
+            for each in self._words.sets.values()
+            for wrapper in self._wrappers
+        ]
+        asked = json.dumps([prompts, self._threshold]).encode()
+        return trees.fingerprint([np.frombuffer(asked, np.uint8), self._clip.params])
+
+    @cached_property
+    def _score(self) -> Callable[[np.ndarray], tuple[Array, Array]]:
+        """Encodes the prompts, once a first image is there to be judged."""
+        clip, sets = self._clip, self._words.sets
+        everywhere, split = NamedSharding(self._mesh, PartitionSpec()), batch_sharding(self._mesh)
+        features = scorer.prompt_features(clip.encode_texts, sets, self._wrappers)
+        given = jax.device_put((clip.params, features), everywhere)
+        score = scorer.make_scorer(clip.model, scorer.layout(sets), self._mesh, self._threshold)
+        # Not `put_batch`: the mesh is this process's own, and so is the whole batch.
+        return lambda image: score(*given, jax.device_put(image, split))
 
     def judge(
         self, image: UInt8[np.ndarray, "B H W 3"]
     ) -> tuple[Int[Array, "B A"], Float[Array, "B A"]]:
         """Returns what `scorer.decide` returns, without waiting for it; B splits evenly."""
-        # Not `put_batch`: the mesh is this process's own, and so is the whole batch.
-        return self._score(self._params, self._features, jax.device_put(image, self._split))
+        return self._score(image)
 
     def row(
         self, path: str, indices: Int[np.ndarray, " A"], probabilities: Float[np.ndarray, " A"]

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def write_parts(
         progress.advance(len(numbers))
 
     waiting = None
-    with contextlib.closing(load_batches(load, spans)) as loaded:
+    with contextlib.closing(load_batches(load, spans, rows)) as loaded:
         for batch in loaded:
             result = captioner.judge(batch["image"])
             # The device works on this batch while the host writes the one before.
@@ -270,13 +270,11 @@ class LoadImages:
         return {"image": image, "numbers": numbers, "paths": paths, "faults": faults}
 
 
-def load_batches(load: LoadImages, spans: Sequence[range]) -> Iterator[dict[str, Any]]:
-    """Loads the images of spans of numbers in batches, ahead of time, in order."""
-    batches = [
-        numbers[at : at + load.rows]
-        for numbers in spans
-        for at in range(0, len(numbers), load.rows)
-    ]
+def load_batches(
+    load: Callable[[Sequence[int]], dict[str, Any]], spans: Sequence[range], rows: int
+) -> Iterator[dict[str, Any]]:
+    """Loads the images of spans of numbers in batches of `rows`, ahead of time, in order."""
+    batches = [numbers[at : at + rows] for numbers in spans for at in range(0, len(numbers), rows)]
     # Reading waits for the storage: some threads more than there are cores.
     threads = 4 + (os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

@@ -33,7 +33,7 @@ from unipt_jax.core.files import (
     write_json,
 )
 
-Run = Callable[[Any, epath.Path, bool], None]
+Run = Callable[[Any, epath.Path | None, bool], None]
 
 
 def main(
@@ -44,13 +44,15 @@ def main(
     check: Callable[[Any, epath.Path | None], None] = lambda config, resumed: None,
     alone: bool = False,
     remote: bool = True,
+    claims: bool = True,
 ) -> NoReturn:
     """Parses flags, joins other processes, calls `check`, claims the work directory, calls `run`.
 
     `check` takes the configuration and, if a run is to go on, its work directory, else None; `run`
     takes the configuration, the work directory and whether to resume. Then the process exits. Where
     `alone` is set, one process does the work, and several are refused; without `remote` a work
-    directory in an object store is.
+    directory in an object store is. Without `claims` the work directory may be left out, is None
+    then, and is used as it is, again and again.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
@@ -70,7 +72,8 @@ def main(
     # Orbax warns of what it was asked for, such as a directory that is only read.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        flags, overrides = parse(doc, given, claims=claims)
         config = load.load(flags.config, overrides)
         trains = isinstance(config, schema.Train)  # No other stage saves when it is preempted.
         distributed.start(flags.coordinator, flags.processes, flags.process, preemption=trains)
@@ -83,13 +86,14 @@ def main(
             )
         given = [schema.to_dict(config), flags.resume, flags.overwrite]
         distributed.require_same("configuration or flags", given)
-        workdir = epath.Path(flags.workdir)
+        workdir = epath.Path(flags.workdir) if flags.workdir else None
         # A mistake must show before --overwrite removes anything.
         with distributed.together():
-            _require_place(workdir, remote)
+            if workdir:
+                _require_place(workdir, remote)
             check(config, workdir if flags.resume else None)
         with distributed.together():
-            if distributed.is_first():
+            if claims and distributed.is_first():
                 _claim(config, workdir, flags)
         run(config, workdir, flags.resume)
     except (CheckpointError, SaveError) as error:
@@ -142,10 +146,13 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str | bool]]:
+def parse(
+    doc: str, arguments: Sequence[str], *, claims: bool = True
+) -> tuple[argparse.Namespace, dict[str, str | bool]]:
     """Splits the arguments into flags and `--config.field=value` overrides.
 
     `--config.field` without a value means True. `--help` with `--config=FILE` lists its fields.
+    Without `claims` there is nothing to resume or overwrite, and no need of a work directory.
 
     Raises:
         ConfigError: an argument is unknown, or a flag or its value is missing.
@@ -158,8 +165,11 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
     )
     parser.add_argument("--config", help="FILE[:variant,...,key=value,...]")
     parser.add_argument("--workdir", help="directory for everything this run writes")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --workdir")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --workdir")
+    if claims:
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --workdir")
+        parser.add_argument("--overwrite", action="store_true", help="replace the run in --workdir")
+    else:
+        parser.set_defaults(resume=False, overwrite=False)
     parser.add_argument("--coordinator", default="", help="HOST:PORT of the first of --processes")
     parser.add_argument("--processes", type=int, default=0, help="of this run, if not detected")
     parser.add_argument("--process", type=int, default=-1, help="this one's number, from 0")
@@ -186,7 +196,8 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
         known = [f"--{name}" for name in vars(flags)]
         name = unknown[0].partition("=")[0]
         parser.error(f"unknown argument {unknown[0]}{nearest(name, known)}")
-    missing = [name for name in ("config", "workdir") if getattr(flags, name) is None]
+    needed = ("config", "workdir") if claims else ("config",)
+    missing = [name for name in needed if getattr(flags, name) is None]
     if missing:
         parser.error(f"--{missing[0]} is not set")
     return flags, overrides

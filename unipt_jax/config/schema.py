@@ -678,6 +678,47 @@ class Export:
     onnx: bool = field("write both encoders as ONNX too (needs the extra onnx)", default=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Search for people in a folder, by a sentence or a picture; a web page without either."""
+
+    stage: str = field("which schema this is", choices=("search",))
+    images: str = field("a folder of crops, at any depth")
+    checkpoint: str = field(
+        "directory of a run, or whatever else unipt_jax.load takes: a conversion, a Hugging Face "
+        "name or directory"
+    )
+    query: str = field("a sentence: 'a woman with a red bag'", default="")
+    picture: str = field("a file, to find people who look like the one in it", default="")
+    without: str = field("what must not be there: 'a hat'", default="")
+    where: tuple[str, ...] = field(
+        "attributes that must hold, as upper_clothes.color=red; of those with one name, one",
+        default=(),
+    )
+    k: int = field("people to show", default=10, at_least=1)
+    sheet: str = field("a PNG or JPEG file for a contact sheet of them; empty: none", default="")
+    clip: str = field(
+        "a CLIP that writes captions and attributes when images are indexed; empty: neither",
+        default="",
+    )
+    host: str = field(
+        "address of the web page; 0.0.0.0 lets other machines in, without a password",
+        default="127.0.0.1",
+    )
+    port: int = field("of the web page", default=7860, at_least=1, at_most=65535)
+    batch_size: int = field(
+        "images at a time when they are indexed, over all local devices", default=64, at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can show."""
+        if self.query and self.picture:
+            raise ConfigError("query and picture are both set; ask for one of them")
+        wrong = [each for each in self.where if not all(each.partition("="))]
+        if wrong:
+            raise ConfigError(f"where={wrong[0]!r}: expected ATTRIBUTE=PHRASE, as gender=female")
+
+
 STAGES: Mapping[str, type] = {
     "pretrain": Train,
     "finetune": Train,
@@ -686,6 +727,7 @@ STAGES: Mapping[str, type] = {
     "evaluate": Evaluate,
     "convert": Convert,
     "export": Export,
+    "search": Search,
 }
 
 

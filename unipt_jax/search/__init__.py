@@ -1,0 +1,1 @@
+"""Text and pictures find people in a folder of pedestrian crops."""

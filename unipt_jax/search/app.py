@@ -1,0 +1,321 @@
+"""The search page: a sentence, a picture or a click finds people; nothing leaves the machine."""
+
+import functools
+import html
+import importlib.util
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from PIL import Image
+
+from unipt_jax.config import schema
+from unipt_jax.core.errors import ConfigError, DataError, UserError
+from unipt_jax.data import images
+from unipt_jax.search.gallery import Gallery, Hit
+from unipt_jax.search.terminal import fitted
+
+EXAMPLES = (
+    "a woman with long dark hair in a red jacket and jeans",
+    "a man in a black coat and black trousers",
+    "a woman in a white coat",
+    "a person in a plaid shirt with a backpack",
+)
+
+# Of what people send: files, and bytes of each.
+MOST_FILES, MOST_BYTES = 2_000, 20 << 20
+
+_THUMBNAIL, _PICTURE = (128, 256), (256, 512)  # pixels, width and height
+_MOST_SHOWN = 50
+_KEPT = 3_600  # seconds for which a folder that was sent is kept after it was last used
+_CSS = """
+.gradio-container {max-width: 1280px !important; margin: auto}
+#status .problem {color: #b3261e; font-weight: 600}
+.dark #status .problem {color: #ffb4ab}
+#results .thumbnail-item {aspect-ratio: 1 / 2}
+#results .grid-wrap {max-height: none; min-height: 0}
+@media (max-width: 760px) {
+  #main {flex-direction: column; align-items: stretch}
+  #results .grid-container {--grid-cols: 3 !important}
+}
+#about :is(table, tr, td, th) {border: 0 !important; text-align: left}
+#about :is(td, th) {padding: .1rem .8rem .1rem 0; font-weight: 400}
+"""
+
+
+def check(config: schema.Search, resumed: epath.PathLike | None) -> None:
+    """Raises what is wrong before any image is encoded."""
+    if not Path(config.images).is_dir():
+        raise DataError(f"images={config.images}: no such folder")
+    page = not (config.query or config.picture)
+    if page and importlib.util.find_spec("gradio") is None:
+        raise ConfigError(
+            "the page needs pip install 'unipt-jax[search]'; --config.query='a man in red' answers "
+            "in the terminal without it"
+        )
+
+
+def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
+    """Serves the page until it is interrupted; without `wait` returns what `close()` ends.
+
+    Raises:
+        ConfigError: the port is taken, or the host is none of this machine's.
+    """
+    import gradio as gr  # slow to import, and an extra
+
+    gallery.search(EXAMPLES[0], 1)  # Compiled before the first visitor waits for it.
+    made = page(gallery)
+    try:
+        made.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=True,
+            share=False,
+            ssr_mode=False,
+            max_file_size=MOST_BYTES,
+            footer_links=[],
+            css=_CSS,
+            # The default one asks Google for its fonts.
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        )
+    except OSError as error:
+        raise ConfigError(f"host={host}, port={port}: {error}; choose others") from None
+    print(f"search page: http://{host}:{port} (Ctrl+C ends it)", flush=True)
+    if wait:
+        made.block_thread()
+    return made
+
+
+def page(gallery: Gallery) -> Any:
+    """Returns the page over a gallery, as Gradio's blocks."""
+    import gradio as gr
+
+    choices = gallery.choices()
+    with gr.Blocks(
+        title="UniPT-JAX search", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
+    ) as made:
+        # What a visitor's own folder is, the query, what it found and which of that is looked at.
+        folder, query = gr.State(None, time_to_live=_KEPT), gr.State(None)
+        hits, chosen = gr.State([]), gr.State(None)
+        gr.Markdown("# Find a person\nDescribe whom you look for, or show a picture.")
+        examples = gr.Row()  # Filled once there is what they fill.
+        with gr.Row(elem_id="main"):
+            with gr.Column(scale=1, min_width=300):
+                text = gr.Textbox(
+                    label="Description", placeholder=EXAMPLES[0], lines=2, elem_id="query"
+                )
+                without = gr.Textbox(label="Without", placeholder="a hat", elem_id="without")
+                button = gr.Button("Search", variant="primary", elem_id="search")
+                picture = gr.File(
+                    label="Or drop a picture of a person", height=150, elem_id="picture"
+                )
+                k = gr.Slider(1, _MOST_SHOWN, 10, step=1, label="People to show")
+                with gr.Accordion("Attributes", open=False, visible=bool(choices)), gr.Row():
+                    filters = {name: _filter(gr, name, counts) for name, counts in choices.items()}
+                with gr.Accordion("Your own folder", open=False):
+                    files = gr.File(
+                        label="Images to search instead",
+                        file_count="directory",
+                        height=150,
+                        elem_id="folder",
+                    )
+            with gr.Column(scale=3, min_width=320):
+                status = gr.HTML(_said(f"{len(gallery):,} images."), elem_id="status")
+                results = gr.Gallery(
+                    show_label=False,
+                    columns=6,
+                    height=None,
+                    object_fit="contain",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="results",
+                )
+                with gr.Row(visible=False, elem_id="details") as details:
+                    large = gr.Image(
+                        show_label=False, height=360, interactive=False, buttons=[], scale=1
+                    )
+                    with gr.Column(scale=2):
+                        about = gr.HTML(elem_id="about")
+                        more = gr.Button("More like this", elem_id="more")
+        settings = [k, without, *filters.values()]
+        answer = [query, results, hits, status, details]
+
+        def on(event: Any, ask: Callable[..., Any], *inputs: Any) -> None:
+            """Lets an event ask, and shows the answer or what was wrong."""
+            how = functools.partial(_answer, gallery, tuple(filters), ask, len(inputs))
+            event(how, [folder, *inputs, *settings], answer, show_progress="minimal")
+
+        for event in (button.click, text.submit, without.submit):
+            on(event, _by_text, text)
+        on(picture.upload, _by_picture, picture)
+        on(more.click, _by_likeness, chosen)
+        for setting in (k.release, *(each.input for each in filters.values())):
+            on(setting, _again, query)
+        with examples:
+            offered = gr.Examples([[each] for each in EXAMPLES], [text], label="Examples")
+        on(offered.load_input_event.then, _by_text, text)
+
+        @results.select(inputs=[folder, hits], outputs=[chosen, large, about, details])
+        def look(event: gr.SelectData, folder: Any, hits: list[Hit]) -> tuple[Any, ...]:
+            hit = hits[event.index]
+            return (
+                hit.number,
+                fitted(_in_use(gallery, folder).image(hit.number), *_PICTURE),
+                _about(hit),
+                _shown(True),
+            )
+
+        opened = [folder, *answer, *filters.values()]
+        files.upload(functools.partial(_open, gallery, tuple(filters)), [files], opened)
+        files.clear(functools.partial(_close, gallery, tuple(filters)), [], opened)
+    made.queue(default_concurrency_limit=8)
+    return made
+
+
+# ---------------------------------------------------------------------------- what events do
+
+
+def _by_text(gallery: Gallery, text: str) -> Any:
+    return gallery.encode_text(text)
+
+
+def _by_picture(gallery: Gallery, file: str) -> Any:
+    # By its own name: where the server put it means nothing to who sent it.
+    return gallery.encode_image(images.decode(Path(file).read_bytes(), Path(file).name))
+
+
+def _by_likeness(gallery: Gallery, number: int) -> Any:
+    return gallery.embedding(number)
+
+
+def _again(gallery: Gallery, query: Any) -> Any:
+    return query
+
+
+def _answer(
+    own: Gallery, names: Sequence[str], ask: Callable[..., Any], count: int, *values: Any
+) -> tuple[Any, ...]:
+    """Returns query, pictures, hits, status and the details' state, from what the page holds.
+
+    `values` are the visitor's folder, `count` values for `ask`, then k, `without` and the filters.
+    """
+    import gradio as gr
+
+    folder, *given = values
+    gallery, inputs, (k, without, *chosen) = _in_use(own, folder), given[:count], given[count:]
+    try:
+        started = time.perf_counter()
+        query = ask(gallery, *inputs)
+        if query is None:  # A filter was set before anything was asked.
+            return (gr.skip(),) * 5
+        where = {name: each for name, each in zip(names, chosen, strict=True) if each}
+        hits = gallery.find(query, int(k), without=without, where=where)
+        took = 1000 * (time.perf_counter() - started)
+        shown = [(_thumbnail(gallery, hit), _label(rank, hit)) for rank, hit in enumerate(hits, 1)]
+    except UserError as error:
+        return gr.skip(), gr.skip(), gr.skip(), _said(str(error), problem=True), gr.skip()
+    told = f"{len(hits)} of {len(gallery):,} images, in {took:.0f} ms."
+    return query, shown, hits, _said(told if hits else "No image has all of these."), _shown(False)
+
+
+def _open(own: Gallery, names: Sequence[str], files: Sequence[str]) -> tuple[Any, ...]:
+    """Makes a gallery of the files that a visitor sent, which is removed once it is not kept."""
+    import gradio as gr
+
+    try:
+        if len(files) > MOST_FILES:
+            raise DataError(
+                f"{len(files):,} files are more than the {MOST_FILES:,} that this page takes; "
+                "start it on that folder: --config.images=DIR"
+            )
+        place = tempfile.TemporaryDirectory(prefix="unipt_jax_")
+        sent = Path(place.name) / "images"
+        for number, file in enumerate(files):
+            # Files of several folders may have one name.
+            target = sent / Path(file).name
+            target = sent / str(number) / target.name if target.exists() else target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        gallery = own.of_other_images(sent, Path(place.name) / "index")
+    except UserError as error:
+        return (
+            (gr.skip(),) * 4 + (_said(str(error), problem=True),) + (gr.skip(),) * (1 + len(names))
+        )
+    told = f"{len(gallery):,} images of your own."
+    if gallery.faults:
+        told += f" {len(gallery.faults)} could not be read; first: {gallery.faults[0]}"
+    return (gallery, place), *_emptied(gallery, names, _said(told, problem=bool(gallery.faults)))
+
+
+def _close(own: Gallery, names: Sequence[str]) -> tuple[Any, ...]:
+    return None, *_emptied(own, names, _said(f"{len(own):,} images."))
+
+
+def _emptied(gallery: Gallery, names: Sequence[str], status: str) -> tuple[Any, ...]:
+    """Returns what the page holds where nothing was asked of a gallery yet."""
+    import gradio as gr
+
+    choices = gallery.choices()
+    filters = [gr.update(choices=_counted(choices.get(name, {})), value=[]) for name in names]
+    return None, [], [], status, _shown(False), *filters
+
+
+def _in_use(own: Gallery, folder: tuple[Gallery, Any] | None) -> Gallery:
+    return folder[0] if folder else own
+
+
+# ---------------------------------------------------------------------------- what it looks like
+
+
+def _said(text: str, *, problem: bool = False) -> str:
+    kind = ' class="problem" role="alert"' if problem else ' role="status"'
+    return f"<div{kind}>{html.escape(text)}</div>"
+
+
+def _shown(visible: bool) -> Any:
+    import gradio as gr
+
+    return gr.update(visible=visible)
+
+
+def _filter(gr: Any, name: str, counts: Mapping[str, int]) -> Any:
+    label = name.replace("_", " ").replace(".", ": ")
+    return gr.Dropdown(
+        _counted(counts),
+        label=label,
+        multiselect=True,
+        visible=bool(counts),
+        min_width=130,
+        elem_id=f"filter-{name}",
+    )
+
+
+def _counted(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [(f"{phrase} ({count:,})", phrase) for phrase, count in counts.items()]
+
+
+def _label(rank: int, hit: Hit) -> str:
+    return f"{rank} · {hit.score:.3f}"
+
+
+def _thumbnail(gallery: Gallery, hit: Hit) -> Image.Image:
+    return fitted(gallery.image(hit.number), *_THUMBNAIL)
+
+
+def _about(hit: Hit) -> str:
+    rows = [("image", hit.path), ("score", f"{hit.score:.3f}")]
+    rows += [
+        (name.replace("_", " "), f"{chosen['phrase']} ({chosen['probability']:.0%})")
+        for name, chosen in hit.attributes.items()
+        if chosen["phrase"]
+    ]
+    cells = (f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
+    caption = f"<p>{html.escape(hit.caption)}</p>" if hit.caption else ""
+    return f"{caption}<table>{''.join(cells)}</table>"
