@@ -65,7 +65,8 @@ from pixels and no ground for any decision about them. Apache-2.0, as UniPT-JAX 
 
 def make_tokenizer(texts: list[str], directory: Path) -> tokenization.Tokenizer:
     """Trains byte pairs on the prompts and writes them as CLIP's tokenizer is written."""
-    made = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
+    # What no prompt holds, a comma say, is passed over: as the end token it would end the text.
+    made = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.train_from_iterator(

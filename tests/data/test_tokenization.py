@@ -225,3 +225,10 @@ def test_the_sample_tokenizer_spells_every_word_of_its_captions():
     ids = tokenizer.encode("She's 23, wearing an ultramarine anorak & a t-shirt.", 90)
     assert unknown not in ids
     assert tokenizer.backend.decode(ids.tolist()).startswith("she")
+
+
+def test_the_small_clip_passes_over_what_its_prompts_do_not_hold():
+    """Commas, digits and accents, which people type."""
+    tokenizer = tokenization.load("examples/small_clip")
+    plain = tokenizer.encode("a woman with a red bag", 32)
+    np.testing.assert_array_equal(tokenizer.encode("A woman, with a (red) bag? 7 é", 32), plain)
