@@ -24,7 +24,8 @@ from unipt_jax.models.vit import VisionTransformer
 # temperature.
 # tiny image: 8*8*3*128 + 128 + 128 + 129*128 + 4*198272 + 256, tiny text:
 # 30522*128 + 128*128 + 2*128 + 256 + 3*198272; a block of 128 has
-# 4*(128*128 + 128) + 128*512 + 512 + 512*128 + 128 + 4*128 = 198272.
+# 4*(128*128 + 128) + 128*512 + 512 + 512*128 + 128 + 4*128 = 198272. small_clip's text:
+# 320*96 + 32*96 + 4*(96*96 + 96) + 96*192 + 192 + 192*96 + 96 + 4*96 + 192.
 IMAGE_COUNTS = {
     "vit_b16": ((224, 224), 85_798_656),
     "deit_s": ((224, 224), 21_665_664),
@@ -32,7 +33,12 @@ IMAGE_COUNTS = {
     "small_clip": ((112, 112), 1_273_856),
     "tiny": ((128, 64), 834_688),
 }
-TEXT_COUNTS = {"bert_base": 108_891_648, "clip_b16": 63_165_952, "tiny": 4_518_528}
+TEXT_COUNTS = {
+    "bert_base": 108_891_648,
+    "clip_b16": 63_165_952,
+    "small_clip": 108_768,
+    "tiny": 4_518_528,
+}
 
 # In a space of 768; a decoder with I = heads * head size and an MLP of M has
 # 4*768 + 4*768*I + 768 + 2*768*M + M + 768. paper: 406*768 + 2364672 (I=384, M=768) + 769 +

@@ -47,6 +47,16 @@ TEXT_VARIANTS: dict[str, TextSpec | ClipTextSpec] = {
         max_positions=77,
         end_token=49407,
     ),
+    # That of examples/small_clip.
+    "small_clip": ClipTextSpec(
+        vocab_size=320,
+        hidden_size=96,
+        layers=1,
+        heads=4,
+        mlp_size=192,
+        max_positions=32,
+        end_token=319,
+    ),
     "tiny": TextSpec(
         vocab_size=30522, hidden_size=128, layers=3, heads=4, mlp_size=512, max_positions=128
     ),
