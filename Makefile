@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench bench-check test test-slow test-beam test-gcs lint clean
+.PHONY: install demo bench bench-check test test-slow test-beam test-gcs notebooks lint clean
 
 install: $(STAMP)
 
@@ -47,6 +47,10 @@ test-gcs:
 	$(PYTHON) -m venv $(VENV)-gcs
 	$(VENV)-gcs/bin/python -m pip install --quiet --editable '.[test,gcs]' gcp-storage-emulator
 	$(VENV)-gcs/bin/python -m pytest tests/launch/test_gcs.py
+
+# Runs them and stores what they show.
+notebooks: install
+	$(BIN)/python notebooks/execute.py
 
 lint: install
 	$(BIN)/ruff check .

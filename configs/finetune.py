@@ -6,6 +6,7 @@
     recipe=irra|rde|tbps_clip|clip      later recipes, all of them on CLIP, instead of the paper's
 `devices=1`, `devices=8`: a GPU's or a host's use, whatever comes besides.
 `demo`: the small model of `configs/pretrain.py:demo` on the sample and on drawn pedestrians.
+`small_clip`: both encoders of `examples/small_clip` on the sample (`notebooks/3_finetune.ipynb`).
 
 The paper tells neither epochs nor schedule of its fine-tuning: those here are IRRA's 60 epochs and
 a cosine after a warm-up. Later variants win: choose the data set, then backbone, recipe and init.
@@ -112,6 +113,26 @@ VARIANTS = {
         "similarity": {"temperature": "learned"},
         "loss": {"identity": 0.0, "ranking": 0.0, "n_itc": 1.0, "soft_labels": 0.0},
         "optimizer": {"name": "adamw", "learning_rate": 3e-5},
+    },
+    "small_clip": {
+        "steps": 40,
+        "batch_size": 32,
+        "log_every": 5,
+        "checkpoint_every": 40,
+        "evaluate": False,
+        "image": {"height": 112, "width": 112, "padding": 8, "erase": 0.5},
+        "text": {"tokenizer": "examples/small_clip", "length": 32, "buckets": ()},
+        "model": {
+            "image": "small_clip",
+            "text": "small_clip",
+            "embedding_dim": 128,
+            "pooling": "class",
+            "pgu": "",
+        },
+        "init": "examples/small_clip",
+        "similarity": {"temperature": "learned"},
+        "loss": {"identity": 0.0, "ranking": 0.0, "n_itc": 1.0, "soft_labels": 0.0},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
     },
     "devices=1": DEVICES[1],
     "devices=8": DEVICES[8],
