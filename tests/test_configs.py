@@ -22,6 +22,7 @@ NEEDED = {
     "evaluate": {"data": "somewhere", "checkpoint": "somewhere"},
     "convert": {"source": "somewhere"},
     "export": {"checkpoint": "somewhere"},
+    "search": {"checkpoint": "somewhere", "images": "somewhere"},
 }
 # The demo fine-tunes on two data sets.
 TWO = {"data": "sample,drawn"}

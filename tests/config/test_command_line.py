@@ -61,6 +61,21 @@ def test_work_of_one_process_is_refused_to_several(call, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_claims_no_directory_may_name_none_and_use_one_again(call, tmp_path):
+    code, _, _, given = call(workdir=None, claims=False)
+    assert code == 0 and given[0][1:] == (None, False)
+    place = tmp_path / "used"
+    place.mkdir()
+    (place / "something").touch()
+    for _ in range(2):
+        code, _, _, given = call(workdir=place, claims=False)
+        assert code == 0 and given[0][1] == place
+    assert [child.name for child in place.iterdir()] == ["something"]
+    for flag in ("--resume", "--overwrite"):
+        code, _, errors, given = call(flag, workdir=place, claims=False)
+        assert (code, given) == (2, []) and f"unknown argument {flag}" in errors[-1]
+
+
 def test_success(call, tmp_path):
     code, _, errors, [(config, workdir, resume)] = call("--config.seed=3")
     assert (code, errors) == (0, [])

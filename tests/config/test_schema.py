@@ -21,6 +21,7 @@ MINIMAL = {
     "evaluate": {"stage": "evaluate", "data": "DIR", "checkpoint": "DIR"},
     "convert": {"stage": "convert", "source": "DIR"},
     "export": {"stage": "export", "checkpoint": "DIR"},
+    "search": {"stage": "search", "checkpoint": "DIR", "images": "DIR"},
 }
 
 
@@ -415,6 +416,20 @@ def test_a_minimal_configuration_gets_every_default(stage):
     config = schema.build(MINIMAL[stage])
     assert type(config) is schema.STAGES[stage]
     assert schema.build(schema.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"query": "a man", "picture": "a.jpg"}, "query and picture are both set"),
+        ({"where": ["gender=male", "red"]}, "where='red': expected ATTRIBUTE=PHRASE"),
+        ({"where": ["gender="]}, "where='gender=': expected"),
+        ({"where": ["=male"]}, "where='=male': expected"),
+    ],
+)
+def test_a_search_asks_for_one_thing(values, message):
+    with pytest.raises(ConfigError, match=message):
+        schema.build(MINIMAL["search"] | values)
 
 
 def test_to_dict_holds_plain_values():

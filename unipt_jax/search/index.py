@@ -214,7 +214,7 @@ def _scan(place: Path, width: int) -> _Table:
                 _note(table, number, json.loads(line))
             except (ValueError, KeyError, TypeError):
                 raise DataError(
-                    f"{lines}: line {number + 1} is damaged; remove {place}, and the index is made anew"
+                    f"{lines}: line {number + 1} is damaged; remove {place} and index again"
                 ) from None
     os.truncate(features, 4 * width * len(starts))
     os.truncate(lines, start)

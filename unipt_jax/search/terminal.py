@@ -50,24 +50,18 @@ def show(made: Table) -> None:
     (console if console.is_terminal else Console(width=10_000)).print(made)
 
 
-def sheet(gallery: Gallery, hits: Sequence[Hit]) -> Image.Image:
-    """Draws the images side by side, each with its rank and score, as wide as they come.
-
-    Raises:
-        DataError: nothing was found, or an image can no longer be read.
-    """
-    if not hits:
-        raise DataError("nothing was found, so that there is nothing to draw")
-    columns = min(_COLUMNS, len(hits))
-    lines = -(-len(hits) // columns)
+def sheet(pictures: Sequence[np.ndarray], scores: Sequence[float]) -> Image.Image:
+    """Draws pictures, uint8[H, W, 3] and at least one, side by side with their ranks and scores."""
+    columns = min(_COLUMNS, len(pictures))
+    lines = -(-len(pictures) // columns)
     (width, height), step = _CELL, (_CELL[0] + _GAP, _CELL[1] + _LINE + _GAP)
     made = Image.new("RGB", (columns * step[0] + _GAP, lines * step[1] + _GAP), "white")
     draw, font = ImageDraw.Draw(made), ImageFont.load_default(11)
-    for at, hit in enumerate(hits):
+    for at, (pixels, score) in enumerate(zip(pictures, scores, strict=True)):
         left, top = _GAP + at % columns * step[0], _GAP + at // columns * step[1]
-        picture = fitted(gallery.image(hit.number), width, height)
+        picture = fitted(pixels, width, height)
         made.paste(picture, (left + (width - picture.width) // 2, top))
-        draw.text((left, top + height + 2), f"{at + 1}  {hit.score:.3f}", "black", font)
+        draw.text((left, top + height + 2), f"{at + 1}  {score:.3f}", "black", font)
     return made
 
 
@@ -82,9 +76,12 @@ def write_sheet(gallery: Gallery, hits: Sequence[Hit], path: str | Path) -> None
     """Writes a contact sheet as PNG, or JPEG where the file's name says so.
 
     Raises:
-        DataError: as `sheet`.
+        DataError: nothing was found, or an image can no longer be read.
     """
+    if not hits:
+        raise DataError("nothing was found, so that there is nothing to draw")
+    pictures = [gallery.image(hit.number) for hit in hits]
     kind = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
     content = io.BytesIO()
-    sheet(gallery, hits).save(content, kind)
+    sheet(pictures, [hit.score for hit in hits]).save(content, kind)
     write_bytes(path, content.getvalue())

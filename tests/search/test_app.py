@@ -1,0 +1,244 @@
+"""The page, driven in headless Chromium as a visitor would."""
+
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.search.conftest import SAMPLE
+from unipt_jax.config import schema
+from unipt_jax.core.errors import ConfigError, DataError
+from unipt_jax.search import app
+
+pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+RED = "a woman with long dark hair in a red jacket and jeans"
+MINUTE = 60_000  # milliseconds; other tests may run beside this one
+
+
+@pytest.fixture(scope="module")
+def address(gallery):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = app.serve(gallery, host="127.0.0.1", port=port, wait=False)
+    yield f"http://127.0.0.1:{port}"
+    served.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    # No sandbox: containers seldom allow one.
+    with (
+        sync_api.sync_playwright() as playwright,
+        playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        ) as browser,
+    ):
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, address):
+    """A visitor's page, and the addresses of other machines that it asked for."""
+    elsewhere = []
+    context = browser.new_context(viewport={"width": 1300, "height": 1100})
+    context.set_default_timeout(MINUTE)
+    page = context.new_page()
+    page.on("request", lambda r: elsewhere.append(r.url) if address not in r.url else None)
+    page.goto(address)
+    page.wait_for_selector("#query textarea")
+    yield page
+    context.close()
+    assert [url for url in elsewhere if not url.startswith(("data:", "blob:"))] == []
+
+
+def said(page, pattern):
+    """Waits for the status to say so, and returns it."""
+    status = page.locator("#status")
+    sync_api.expect(status).to_have_text(re.compile(pattern), timeout=MINUTE)
+    return status.inner_text()
+
+
+def search(page, text):
+    page.fill("#query textarea", text)
+    page.click("#search")
+
+
+def results(page):
+    return page.locator("#results button:has(img)")
+
+
+def look_at(page, rank):
+    """Clicks a result, and returns what is told of it."""
+    results(page).nth(rank - 1).click()
+    sync_api.expect(page.locator("#about")).to_be_visible(timeout=MINUTE)
+    page.wait_for_timeout(500)  # Of two that were looked at the first may still be shown.
+    return page.locator("#about").inner_text()
+
+
+@needs_chromium
+def test_a_sentence_finds_the_right_person_and_a_click_tells_of_them(visit):
+    search(visit, RED)
+    said(visit, "10 of 396 images")
+    assert results(visit).count() == 10
+    assert re.fullmatch(r"1 · 0\.\d{3}", results(visit).first.inner_text())
+    told = look_at(visit, 1)
+    assert re.search(r"image\s+10_\d{4}\.jpg", told)
+    assert re.search(r"gender\s+female \(\d+%\)", told) and "red" in told
+    size = visit.locator("#details img").evaluate("i => [i.naturalWidth, i.naturalHeight]")
+    assert size[0] == 256 or size[1] == 512
+
+
+@needs_chromium
+def test_more_like_this_shows_the_same_person(visit, gallery):
+    search(visit, RED)
+    said(visit, "10 of 396 images")
+    path = re.search(r"10_\d{4}\.jpg", look_at(visit, 3))[0]
+    visit.click("#more")
+    sync_api.expect(results(visit).first).to_have_text("1 · 1.000", timeout=MINUTE)
+    assert path in look_at(visit, 1)
+    assert re.search(r"image\s+10_\d{4}\.jpg", look_at(visit, 2))
+
+
+@needs_chromium
+def test_an_example_asks_at_once(visit):
+    visit.get_by_text("a woman in a white coat").first.click()
+    said(visit, "10 of 396 images")
+    assert re.search(r"image\s+08_\d{4}\.jpg", look_at(visit, 1))
+
+
+@needs_chromium
+def test_a_filter_leaves_those_who_have_it(visit, gallery):
+    search(visit, "a person in jeans")
+    said(visit, "10 of 396 images")
+    visit.get_by_text("Attributes", exact=True).click()
+    field = visit.locator("[id='filter-upper_clothes.color'] input")
+    count = gallery.choices()["upper_clothes.color"]["white"]
+    field.click()
+    visit.get_by_role("option", name=f"white ({count})").click()
+    wanted = gallery.search("a person in jeans", where={"upper_clothes.color": "white"})
+    sync_api.expect(results(visit).first).to_have_text(f"1 · {wanted[0].score:.3f}", timeout=MINUTE)
+    assert wanted[0].path in look_at(visit, 1)
+    assert "white" in visit.locator("#about").inner_text()
+
+
+@needs_chromium
+def test_without_takes_people_away(visit, gallery):
+    visit.fill("#without input, #without textarea", "a person in a red jacket")
+    search(visit, "a person in jeans")
+    said(visit, "10 of 396 images")
+    first = gallery.search("a person in jeans", 1, without="a person in a red jacket")[0]
+    assert first.path in look_at(visit, 1)
+
+
+@needs_chromium
+def test_a_picture_finds_who_looks_like_it(visit):
+    visit.set_input_files("#picture input[type=file]", sorted(Path(SAMPLE).glob("08_*"))[5])
+    said(visit, "10 of 396 images")
+    assert results(visit).first.inner_text() == "1 · 1.000"
+    assert sorted(Path(SAMPLE).glob("08_*"))[5].name in look_at(visit, 1)
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.txt", b"no picture", "notes.txt: cannot be decoded .not an image"),
+        ("cut.jpg", None, "cut.jpg: cannot be decoded"),
+        ("empty.png", b"", "empty.png: cannot be decoded .the file is empty"),
+        ("page.jpg", b"<b>bold</b>", "starts with b.<b>bold</b>"),  # As text, not as markup.
+    ],
+)
+def test_a_file_that_is_no_picture_is_named(visit, tmp_path, name, content, message):
+    if content is None:
+        content = next(Path(SAMPLE).iterdir()).read_bytes()[:-200]
+    (tmp_path / name).write_bytes(content)
+    visit.set_input_files("#picture input[type=file]", tmp_path / name)
+    told = said(visit, message)
+    assert "tmp/" not in told and "gradio" not in told  # Nothing of where the server keeps it.
+    assert visit.locator("#status [role=alert]").count() == 1
+    search(visit, RED)  # It goes on.
+    said(visit, "10 of 396 images")
+
+
+@needs_chromium
+def test_an_empty_query_is_told_what_to_do(visit):
+    visit.click("#search")
+    said(visit, "the query is empty; describe a person")
+
+
+@needs_chromium
+def test_a_folder_of_ones_own_is_searched_instead(visit, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "deep").mkdir(parents=True)
+    for path in [*sorted(Path(SAMPLE).glob("08_*"))[:3], *sorted(Path(SAMPLE).glob("10_*"))[:2]]:
+        shutil.copy(path, folder / path.name)
+    shutil.copy(next(Path(SAMPLE).glob("11_*")), folder / "deep" / path.name)  # A name twice.
+    (folder / "torn.jpg").write_bytes(b"torn")
+    visit.get_by_text("Your own folder", exact=True).click()
+    visit.set_input_files("#folder input[type=file]", folder)
+    assert "1 could not be read; first: torn.jpg" in said(visit, "6 images of your own")
+    search(visit, RED)
+    said(visit, "6 of 6 images")
+    assert re.search(r"image\s+10_", look_at(visit, 1))
+    visit.get_by_role("button", name="Clear").click()
+    said(visit, r"^\s*396 images")
+    search(visit, RED)
+    said(visit, "10 of 396 images")
+
+
+@needs_chromium
+def test_two_visitors_do_not_see_each_others_folders(visit, browser, address, tmp_path):
+    for path in sorted(Path(SAMPLE).glob("08_*"))[:2]:
+        shutil.copy(path, tmp_path / path.name)
+    visit.get_by_text("Your own folder", exact=True).click()
+    visit.set_input_files("#folder input[type=file]", tmp_path)
+    said(visit, "2 images of your own")
+    other = browser.new_page()
+    other.goto(address)
+    search(other, RED)
+    said(other, "10 of 396 images")
+    other.close()
+
+
+# ---------------------------------------------------------------------------- without a browser
+
+
+def config(**values):
+    given = {"stage": "search", "images": SAMPLE, "checkpoint": "examples/small_clip"}
+    return schema.build(given | values)
+
+
+def test_the_page_needs_its_extra_and_the_terminal_does_not(monkeypatch):
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'unipt-jax\[search\]'"):
+        app.check(config(), None)
+    app.check(config(query="a man"), None)
+    app.check(config(picture="a.jpg"), None)
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(DataError, match="images=nowhere: no such folder"):
+        app.check(config(images="nowhere"), None)
+
+
+def test_a_port_that_is_taken_is_named(gallery):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port={port}.*choose others"):
+            app.serve(gallery, host="127.0.0.1", port=port, wait=False)
+
+
+def test_too_many_files_are_refused(gallery, tmp_path):
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    found = app._open(gallery, (), [str(tmp_path / "a.png")] * (app.MOST_FILES + 1))
+    assert "2,001 files are more than the 2,000" in found[4]
