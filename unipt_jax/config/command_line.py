@@ -1,19 +1,22 @@
 """The command line that every script in `launch/` shares, and the one place where errors end."""
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import jax
 from etils import epath
+from rich.console import Console
 
-from unipt_jax.config import load, schema
+from unipt_jax.config import explain, load, schema
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import (
     CheckpointError,
@@ -151,18 +154,25 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
         ConfigError: an argument is unknown, or a flag or its value is missing.
     """
     parser = _Parser(
+        usage="%(prog)s --config=FILE --workdir=DIR [--config.NAME=VALUE ...] [FLAGS]",
         description=doc,
         allow_abbrev=False,
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", help="FILE[:variant,...,key=value,...]")
-    parser.add_argument("--workdir", help="directory for everything this run writes")
+    parser.add_argument("--config", metavar="FILE", help="FILE[:variant,...,key=value,...]")
+    parser.add_argument("--workdir", metavar="DIR", help="directory for what this run writes")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --workdir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --workdir")
-    parser.add_argument("--coordinator", default="", help="HOST:PORT of the first of --processes")
-    parser.add_argument("--processes", type=int, default=0, help="of this run, if not detected")
-    parser.add_argument("--process", type=int, default=-1, help="this one's number, from 0")
+    parser.add_argument(
+        "--coordinator", default="", metavar="ADDRESS", help="HOST:PORT of the first of --processes"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=0, metavar="N", help="of this run, if not detected"
+    )
+    parser.add_argument(
+        "--process", type=int, default=-1, metavar="I", help="this one's number, from 0"
+    )
     parser.add_argument("--help", "-h", action="store_true", help="show this, and the fields")
     plain: list[str] = []
     overrides: dict[str, str | bool] = {}
@@ -180,29 +190,49 @@ def parse(doc: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
     flags, unknown = parser.parse_known_args(plain)
     if flags.help:
         parser.print_help()
-        _print_fields(flags.config)
+        _print_fields(flags.config, overrides)
         sys.exit(0)
     if unknown:
-        known = [f"--{name}" for name in vars(flags)]
-        name = unknown[0].partition("=")[0]
-        parser.error(f"unknown argument {unknown[0]}{nearest(name, known)}")
+        parser.error(f"unknown argument {unknown[0]}{_nearest_flag(unknown[0], flags)}")
     missing = [name for name in ("config", "workdir") if getattr(flags, name) is None]
     if missing:
         parser.error(f"--{missing[0]} is not set")
     return flags, overrides
 
 
-def _print_fields(spec: str | None) -> None:
+def _nearest_flag(argument: str, flags: argparse.Namespace) -> str:
+    """Returns what an unknown argument might mean: a flag, or a field without `--config.`."""
+    name = argument.partition("=")[0]
+    fields = []
+    if flags.config:
+        with contextlib.suppress(ConfigError):
+            fields = [each.name for each in schema.describe(_stage(flags.config, {})[1])]
+    meant = re.sub(r"^--(conf\w*\.)?", "", name).replace("-", "_")
+    for field in fields:
+        if field == meant or field.endswith(f".{meant}"):
+            return f"; did you mean '--config.{field}'?"
+    return nearest(name, [f"--{name}" for name in vars(flags)])
+
+
+def _print_fields(spec: str | None, overrides: Mapping[str, str | bool]) -> None:
     if spec is None:
         print("\nPass --config=FILE with --help to see the fields of its stage.")
         return
-    path, words = load.split_spec(spec)
-    stage = load.read_file(path, words)[0].get("stage")
+    values, stage = _stage(spec, overrides)
+    print(f"\nfields of {load.split_spec(spec)[0]} (--config.NAME=VALUE):")
+    console = Console(highlight=False)
+    # No wider than reads well; rich wraps nothing that is wrapped already.
+    console.print(explain.fields(stage, values, min(console.width, 100)), soft_wrap=True)
+
+
+def _stage(spec: str, overrides: Mapping[str, str | bool]) -> tuple[dict[str, Any], type]:
+    """Returns the values of a configuration that need not be complete, and its schema."""
+    values = load.read(spec, overrides)
+    stage = values.get("stage")
     if stage not in schema.STAGES:
+        path, _ = load.split_spec(spec)
         raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
-    print(f"\nfields of {path} (--config.NAME=VALUE):")
-    for name, kind, default, doc in schema.describe(schema.STAGES[stage]):
-        print(f"  {name} ({kind}, default {default}): {doc}")
+    return values, schema.STAGES[stage]
 
 
 def _require_other_inputs(config: Any, workdir: str) -> None:
