@@ -250,6 +250,30 @@ def test_a_directory_in_use_is_refused(call, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
 
 
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+def test_a_dry_run_neither_claims_nor_changes_a_directory(call, tmp_path, flags):
+    """Missing, in use, and in use by something else; the run that it tried starts as ever."""
+    call("--config.steps=3", workdir=tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for name in ("missing", "run", "other"):
+        code, _, errors, given = call(
+            "--config.steps=3", "--config.dry_run", *flags, workdir=tmp_path / name
+        )
+        assert (code, errors, len(given)) == (0, [], 1)
+        assert given[0][0].dry_run and given[0][2] == ("--resume" in flags)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert not (tmp_path / "missing").exists()
+    assert call("--config.steps=3", workdir=tmp_path / "missing")[0] == 0
+
+
+def test_a_dry_run_tells_that_a_run_cannot_go_on_so(call):
+    call("--config.seed=1")
+    code, _, errors, given = call("--config.seed=2", "--config.dry_run", "--resume")
+    assert (code, given) == (2, []) and "differs from this configuration in seed" in errors[0]
+
+
 def test_a_directory_that_cannot_be_written_is_refused(call, tmp_path, monkeypatch):
     """As a read-only mount answers; the tests' user may be one whom permissions do not bind."""
 

@@ -521,6 +521,7 @@ def test_limits_in_words(name, limits):
             ["dtype: 'float32' before, 'bfloat16' now", "text.length: 100 before, 64 now"],
         ),
         ({"log_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "workers": 2}, []),
+        ({"dry_run": True, "tracker": "wandb"}, []),
         ({"data": "elsewhere", "mesh": {"data": 2, "fsdp": 4}}, []),
         ({"compute": {"remat": "full", "attention": "fused"}}, []),
         ({"compute": {"scan": True}}, ["compute.scan: False before, True now"]),

@@ -55,6 +55,8 @@ def main(
     `alone` is set, one process does the work, and several are refused; without `remote` a work
     directory in an object store is.
 
+    With `config.dry_run` the work directory is neither claimed nor asked for: it may be in use.
+
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
     holds the configuration; a resumed run must agree with it. Several processes must have the same
@@ -76,6 +78,7 @@ def main(
         flags, overrides = parse(doc, sys.argv[1:] if arguments is None else arguments)
         config = load.load(flags.config, overrides)
         trains = isinstance(config, schema.Train)  # No other stage saves when it is preempted.
+        dry = trains and config.dry_run
         distributed.start(flags.coordinator, flags.processes, flags.process, preemption=trains)
         if not distributed.is_first():
             logging.getLogger().setLevel(logging.WARNING)  # Once is enough.
@@ -91,8 +94,10 @@ def main(
         with distributed.together():
             _require_place(workdir, remote)
             check(config, workdir if flags.resume else None)
+            if dry and flags.resume:
+                _require_same_config(config, workdir)
         with distributed.together():
-            if distributed.is_first():
+            if distributed.is_first() and not dry:
                 _claim(config, workdir, flags)
         run(config, workdir, flags.resume)
     except (CheckpointError, SaveError) as error:
@@ -265,8 +270,16 @@ def _texts(values: Any, name: str) -> Iterator[tuple[str, str]]:
 def _record_config(config: Any, workdir: epath.Path) -> None:
     """Writes the configuration, or, where a resumed run has one, checks that both agree."""
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if path.exists():
+        _require_same_config(config, workdir)
+    else:
         write_json(path, schema.to_dict(config))
+
+
+def _require_same_config(config: Any, workdir: epath.Path) -> None:
+    """Checks that a run that goes on, if there is one, has the configuration that it began with."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
         return
     differences = schema.resume_differences(schema.build(read_json(path)), config)
     if differences:
