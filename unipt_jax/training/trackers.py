@@ -72,8 +72,9 @@ def start(name: str, workdir: epath.PathLike, config: Mapping[str, Any]) -> Trac
         made = {"wandb": _Wandb, "mlflow": _Mlflow}[name](absolute(workdir), config, known)
     except Exception as error:  # Each has errors of its own.
         raise ConfigError(
-            f"tracker={name!r} cannot be reached: {error}; mend that, or set tracker=none"
-            + (f" (it knew this run as {known!r}; see {path})" if known else "")
+            f"tracker={name!r} cannot be reached: {str(error).rstrip('.')}; mend that, or set "
+            "tracker=none, and pass --resume"
+            + (f" (it knew this run as {known!r}, which {path} says)" if known else "")
         ) from error
     if made.identity != known:
         write_json(path, {name: made.identity})
