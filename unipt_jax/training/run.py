@@ -441,7 +441,7 @@ def _describe(
     picture = batch_picture.draw(
         batch,
         parts.tokenizer,
-        title=f"{workdir}, batch {number} of {config.batch_size} examples",
+        title=f"{workdir}: of batch {number}, {config.batch_size} examples",
         masked=bool(config.loss.mlm) or config.text.noise == "mask",
     )
     buffer = io.BytesIO()
