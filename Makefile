@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench bench-check test test-slow test-beam test-gcs lint clean
+.PHONY: install demo bench bench-check test test-slow test-beam test-gcs test-trackers lint clean
 
 install: $(STAMP)
 
@@ -48,10 +48,16 @@ test-gcs:
 	$(VENV)-gcs/bin/python -m pip install --quiet --editable '.[test,gcs]' gcp-storage-emulator
 	$(VENV)-gcs/bin/python -m pytest tests/launch/test_gcs.py
 
+# In an environment of its own: what two trackers bring along is some hundred MB.
+test-trackers:
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip install --quiet --editable '.[test,wandb,mlflow]'
+	$(VENV)-trackers/bin/python -m pytest tests/training/test_trackers.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf runs $(VENV) $(VENV)-beam $(VENV)-gcs
+	rm -rf runs $(VENV) $(VENV)-beam $(VENV)-gcs $(VENV)-trackers
