@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench bench-check test test-slow test-beam test-gcs notebooks lint clean
+.PHONY: install demo bench bench-check test test-slow test-beam test-gcs test-trackers notebooks lint \
+  clean
 
 install: $(STAMP)
 
@@ -48,6 +49,12 @@ test-gcs:
 	$(VENV)-gcs/bin/python -m pip install --quiet --editable '.[test,gcs]' gcp-storage-emulator
 	$(VENV)-gcs/bin/python -m pytest tests/launch/test_gcs.py
 
+# In an environment of its own: what two trackers bring along is some hundred MB.
+test-trackers:
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip install --quiet --editable '.[test,wandb,mlflow]'
+	$(VENV)-trackers/bin/python -m pytest tests/training/test_trackers.py
+
 # Runs them and stores what they show.
 notebooks: install
 	$(BIN)/python notebooks/execute.py
@@ -58,4 +65,4 @@ lint: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf runs $(VENV) $(VENV)-beam $(VENV)-gcs
+	rm -rf runs $(VENV) $(VENV)-beam $(VENV)-gcs $(VENV)-trackers

@@ -132,7 +132,14 @@ def test_a_programmers_mistake_keeps_its_traceback(file, tmp_path):
         (["--config.seed"], "seed=True is not of type int"),
         (["--overwite"], "unknown argument --overwite; did you mean '--overwrite'?"),
         (["--workdri=x"], "unknown argument --workdri=x; did you mean '--workdir'?"),
-        (["--conf.seed=1"], "unknown argument --conf.seed=1"),
+        (["--conf.seed=1"], "unknown argument --conf.seed=1; did you mean '--config.seed'?"),
+        (
+            ["--batch-size=8"],
+            "unknown argument --batch-size=8; did you mean '--config.batch_size'?",
+        ),
+        (["--warmup", "0.2"], "did you mean '--config.optimizer.warmup'?"),
+        (["--optimizer.warmup=1"], "did you mean '--config.optimizer.warmup'?"),
+        (["--config.dtype=float23"], "dtype='float23'; did you mean 'float32'?"),
         (["stray"], "unknown argument stray"),
         (["--config.mlm.whole_word", "--resume", "stray"], "unknown argument stray"),
         (["--resume=1"], "--resume"),
@@ -213,12 +220,20 @@ def test_help_alone(call, flag):
 
 
 def test_help_with_a_configuration_lists_its_fields(call, file, tmp_path):
-    code, out, errors, given = call("--help", config=f"--config={file}:demo,text.buckets=(3,4)")
+    given = f"--config={file}:demo,text.buckets=(3,4)"
+    code, out, errors, given = call("--help", "--config.seed=7", config=given)
     assert (code, errors, given) == (0, [], [])
-    row = "  data (tuple of str, default required): directories that launch/prepare.py or "
-    assert row + "launch/caption.py wrote, trained on together\n" in out
-    assert "  init_image (str, default ): an image encoder to start from" in out
-    assert "  optimizer.warmup (float, default 0.1): share of the steps" in out
+    row = "  data  tuple of str; required; here DIR\n      directories that launch/prepare.py or "
+    assert row + "launch/caption.py wrote, trained on\n      together\n" in out
+    assert "  init_image  str; default empty\n      an image encoder to start from" in out
+    rate = "  optimizer.warmup  float; 0 to 1; default 0.1\n      share of the steps"
+    assert "\nAdamW or Adam, its schedule, and " in out and rate in out
+    assert "  text.buckets  tuple of int; at least 3; default empty; here (3, 4)\n" in out
+    assert "  steps  int; at least 0; default 0; here 5\n" in out
+    assert "  seed  int; 0 to 4294967295; default 0; here 7\n" in out
+    _, *fields = out[out.index("fields of") :].splitlines()
+    assert all(len(line) <= 80 and line == line.rstrip() for line in fields)
+    assert "\x1b" not in out  # No colours but in a terminal.
     assert not (tmp_path / "run").exists()
 
 
@@ -248,6 +263,30 @@ def test_a_directory_in_use_is_refused(call, tmp_path):
     assert (code, len(errors), given) == (2, 1, [])
     assert "pass --resume" in errors[0]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+def test_a_dry_run_neither_claims_nor_changes_a_directory(call, tmp_path, flags):
+    """Missing, in use, and in use by something else; the run that it tried starts as ever."""
+    call("--config.steps=3", workdir=tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for name in ("missing", "run", "other"):
+        code, _, errors, given = call(
+            "--config.steps=3", "--config.dry_run", *flags, workdir=tmp_path / name
+        )
+        assert (code, errors, len(given)) == (0, [], 1)
+        assert given[0][0].dry_run and given[0][2] == ("--resume" in flags)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert not (tmp_path / "missing").exists()
+    assert call("--config.steps=3", workdir=tmp_path / "missing")[0] == 0
+
+
+def test_a_dry_run_tells_that_a_run_cannot_go_on_so(call):
+    call("--config.seed=1")
+    code, _, errors, given = call("--config.seed=2", "--config.dry_run", "--resume")
+    assert (code, given) == (2, []) and "differs from this configuration in seed" in errors[0]
 
 
 def test_a_directory_that_cannot_be_written_is_refused(call, tmp_path, monkeypatch):

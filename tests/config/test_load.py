@@ -133,7 +133,7 @@ def test_fields_go_before_variants_wherever_they_stand(choices):
         ("sdm", "has no variant 'sdm'; "),
         ("recip=sdm", "recip is unknown"),
         ("inti=sdm", "inti is unknown; did you mean 'init'?"),
-        ("loss.sdn=1.0", "loss.sdn is unknown; did you mean 'sdm'?"),
+        ("loss.sdn=1.0", "loss.sdn is unknown; did you mean 'loss.sdm'?"),
     ],
 )
 def test_what_is_neither_variant_nor_field_is_answered_with_the_nearest(choices, suffix, part):
@@ -229,7 +229,11 @@ def test_names_of_data_sets_are_never_changed(names, tmp_path_factory):
         ("data", "a,", "data=['a', '']: name one directory or more"),
         ("data", "()", "data=[]: name one directory or more"),
         ("init", True, "init=True is not of type str"),
-        ("optimizer.warmpu", "0.1", "optimizer.warmpu is unknown; did you mean 'warmup'?"),
+        (
+            "optimizer.warmpu",
+            "0.1",
+            "optimizer.warmpu is unknown; did you mean 'optimizer.warmup'?",
+        ),
         ("sedd", "1", "sedd is unknown; did you mean 'seed'?"),
         ("optimizr.warmup", "1", "optimizr is unknown; did you mean 'optimizer'?"),
         ("data.x", "1", "data.x: 'data' is a value, not a group of fields"),

@@ -62,9 +62,19 @@ def nested(name, value):
     [
         ({"sedd": 1}, "sedd is unknown; did you mean 'seed'?"),
         ({"log_evry": 1}, "log_evry is unknown; did you mean 'log_every'?"),
-        ({"optimizer": {"learning_rat": 1.0}}, "optimizer.learning_rat is unknown; did you mean"),
-        ({"mlm": {"whole_words": True}}, "mlm.whole_words is unknown; did you mean 'whole_word'?"),
-        ({"loss": {"contrastiv": 1.0}}, "loss.contrastiv is unknown; did you mean 'contrastive'?"),
+        ({"optimizer": {"learning_rat": 1.0}}, "did you mean 'optimizer.learning_rate'?"),
+        ({"mlm": {"whole_words": 1}}, "mlm.whole_words is unknown; did you mean 'mlm.whole_word'?"),
+        ({"loss": {"contrastiv": 1.0}}, "is unknown; did you mean 'loss.contrastive'?"),
+        # Of another group, or without one.
+        (
+            {"learning_rate": 1.0},
+            "learning_rate is unknown; did you mean 'optimizer.learning_rate'?",
+        ),
+        ({"weight_decy": 1.0}, "weight_decy is unknown; did you mean 'optimizer.weight_decay'?"),
+        ({"model": {"height": 8}}, "model.height is unknown; did you mean 'image.height'?"),
+        ({"image": {"noise": "mask"}}, "image.noise is unknown; did you mean 'text.noise'?"),
+        ({"optimiser": {"name": "adam"}}, "optimiser is unknown; did you mean 'optimizer'?"),
+        ({"mesh": {"batchsize": 8}}, "mesh.batchsize is unknown; did you mean 'batch_size'?"),
         ({"init": {"image": "x"}}, "init={'image': 'x'} is not of type str"),
         ({"mesh": {"zzz": 1}}, "mesh.zzz is unknown; known: data, fsdp, tensor"),
     ],
@@ -123,7 +133,7 @@ def test_all_faults_are_listed_at_once():
         ({"text": {"buckets": "32"}}, "text.buckets='32' is not of type tuple of int"),
         ({"text": {"buckets": (32, 4.5)}}, "text.buckets=(32, 4.5) is not of type tuple of int"),
         ({"text": {"buckets": [32, True]}}, "is not of type tuple of int"),
-        ({"mesh": 8}, "mesh is a group of fields, not 8"),
+        ({"mesh": 8}, "mesh is a group of fields, not 8; its: data, fsdp, tensor"),
         ({"mesh": None}, "mesh is a group of fields, not None"),
     ],
 )
@@ -483,17 +493,34 @@ def test_the_first_field_of_a_stage_is_its_name(cls):
 
 def test_describe_opens_groups_in_order():
     rows = schema.describe(schema.Train)
-    assert [name for name, *_ in rows] == [name for name, _ in leaves(schema.Train)]
+    assert [row.name for row in rows] == [name for name, _ in leaves(schema.Train)]
     assert rows[1] == (
         "data",
         "tuple of str",
         "required",
         "directories that launch/prepare.py or launch/caption.py wrote, trained on together",
+        "",
+        "Training of the dual encoder: pre-training on pseudo texts, or fine-tuning.",
     )
-    assert {name: (kind, default) for name, kind, default, _ in rows}["text.buckets"] == (
-        "tuple of int",
-        (),
-    )
+    found = {row.name: row for row in rows}
+    assert found["text.buckets"][1:3] == ("tuple of int", ())
+    assert found["text.buckets"].group == "What happens to captions."
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("seed", "0 to 4294967295"),
+        ("batch_size", "at least 1"),
+        ("ema", "at least 0, below 1"),
+        ("similarity.logit_scale", "above 0, at most 100"),
+        ("optimizer.warmup", "0 to 1"),
+        ("optimizer.decay", "one of none, linear, cosine"),
+        ("evaluate", ""),
+    ],
+)
+def test_limits_in_words(name, limits):
+    assert {row.name: row.limits for row in schema.describe(schema.Train)}[name] == limits
 
 
 # ---------------------------------------------------------------------------- resuming
@@ -509,6 +536,7 @@ def test_describe_opens_groups_in_order():
             ["dtype: 'float32' before, 'bfloat16' now", "text.length: 100 before, 64 now"],
         ),
         ({"log_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "workers": 2}, []),
+        ({"dry_run": True, "tracker": "wandb"}, []),
         ({"data": "elsewhere", "mesh": {"data": 2, "fsdp": 4}}, []),
         ({"compute": {"remat": "full", "attention": "fused"}}, []),
         ({"compute": {"scan": True}}, ["compute.scan: False before, True now"]),

@@ -222,6 +222,15 @@ def test_epochs_and_seeds_differ_in_flips_and_masks(make):
             assert changed >= 5
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.15, 0.5])
+def test_the_longest_batch_is_told_beforehand(make, probability):
+    """Without shorter buckets every batch is one."""
+    batch = make(batch_size=5, buckets=(), mlm_probability=probability)[0]
+    assert pipeline.longest_batch(preprocess(mlm_probability=probability), 5) == {
+        name: (array.shape, array.dtype.type) for name, array in batch.items()
+    }
+
+
 def test_a_batch_depends_on_its_number_alone(make):
     """Batches from fresh data sets, in any order, are equal in all arrays."""
     forwards, backwards = make(buckets=(8, 16)), make(buckets=(8, 16))

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from unipt_jax.core.errors import DataError
 from unipt_jax.data import tokenization
@@ -232,3 +232,35 @@ def test_the_small_clip_passes_over_what_its_prompts_do_not_hold():
     tokenizer = tokenization.load("examples/small_clip")
     plain = tokenizer.encode("a woman with a red bag", 32)
     np.testing.assert_array_equal(tokenizer.encode("A woman, with a (red) bag? 7 é", 32), plain)
+
+
+# ---------------------------------------------------------------------------- back to text
+
+
+def test_pieces_of_words(tmp_path):
+    write_tokenizer(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.decoder = decoders.WordPiece()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = tokenization.load(str(tmp_path))
+    ids = np.array([9, 6, 7, 8, 4, 5], np.int32)  # a red coat ##s [MASK] man
+    assert tokenizer.pieces(ids) == ["a", " red", " coat", "s", " [MASK]", " man"]
+    assert tokenizer.pieces(ids[:0]) == []
+
+
+def test_pieces_of_bytes(tmp_path):
+    """A character of two tokens comes with the second; all of them together are the text."""
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = {piece: n for n, piece in enumerate([*characters, "<|startoftext|>", "<|endoftext|>"])}
+    backend = Backend(models.BPE(ids, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[(name, ids[name]) for name in ("<|startoftext|>", "<|endoftext|>")],
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = tokenization.load(str(tmp_path))
+    pieces = tokenizer.pieces(tokenizer.encode("café 人", 20)[1:-1])
+    assert pieces == ["c", "a", "f", "", "é", " ", "", "", "人"]

@@ -246,6 +246,6 @@ def test_a_misspelt_field_is_answered_with_the_nearest(data, tmp_path):
     )  # fmt: skip
     assert (code, out) == (2, "")
     assert err.strip() == (
-        "error: optimizer.lerning_rate is unknown; did you mean 'learning_rate'?"
+        "error: optimizer.lerning_rate is unknown; did you mean 'optimizer.learning_rate'?"
     )
     assert not (tmp_path / "x").exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,7 +75,8 @@ def both(data, finish, tmp_path_factory):
         size = {"processes": processes, "devices": 8 // processes}
         code, said = finish(*TRAIN, *MIXED, *places, **size)
         assert code == 0, said
-        assert said.count("image_encoder starts at random") == 1 and "Traceback" not in said
+        starts = re.findall(r"^image_encoder .* at random *$", said, re.MULTILINE)
+        assert len(starts) == 1 and "Traceback" not in said, said
     return found
 
 
@@ -114,6 +116,16 @@ def require_same(one, other):
 
 def test_two_processes_are_one(both):
     require_same(both[1], both[2])
+
+
+def test_a_dry_run_of_two_processes(data, finish, tmp_path):
+    """Told once, with one picture, of the batch that both share; nothing else is left."""
+    places = [f"--config.data={data}", f"--workdir={tmp_path / 'run'}", "--config.dry_run"]
+    code, said = finish(*TRAIN, *places, processes=2)
+    assert code == 0, said
+    for told in ("2 x cpu, 2 processes", "80 = 40 a device x 2 (data x fsdp)", "80 x 32 x 16 x 3"):
+        assert said.count(told) == 1, said
+    assert [path.name for path in tmp_path.iterdir()] == ["run.batch_0.png"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,15 @@
 """The loop: what is measured at checkpoints, written down, and kept."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -138,3 +148,70 @@ def test_the_average_is_measured_and_the_best_one_kept(trained):
     kernel = "image_head/projection/kernel"
     assert np.abs(trees.flatten(stored["params"])[kernel] - trees.flatten(seen[8])[kernel]).max()
     assert [p.name for p in (directories["plain"] / "checkpoints").iterdir()] == ["8"]
+
+
+# ---------------------------------------------------------------------------- progress
+
+
+def show(rows, first=0, steps=40):
+    with loop._progress(first, steps) as shown:
+        for row in rows:
+            shown(row)
+
+
+def row(step, **scores):
+    return {"step": float(step), "loss": 2.5, "examples_per_second": 77.77} | scores
+
+
+def test_without_a_terminal_each_row_is_a_log_line(caplog):
+    with caplog.at_level("INFO"):
+        show([row(10), row(20, **{"val/R1": 41.237, "val/R5": 50.0}), row(30)])
+    said = [re.sub(r"\d+ s left", "N s left", line) for line in caplog.messages]
+    assert said == [
+        "step 10/40  loss 2.5000  77.8 examples/s  N s left",
+        "step 20/40  loss 2.5000  77.8 examples/s  val/R1 41.24  N s left",
+        "step 30/40  loss 2.5000  77.8 examples/s  N s left",
+    ]
+
+
+TERMINAL = """
+import logging, sys, time
+from unipt_jax.training import loop
+
+logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
+with loop._progress(0, 40) as show:
+    logging.info("before")
+    for step in (10, 20, 30):
+        values = {"val/R1": 41.237} if step == 20 else {}
+        show({"step": step, "loss": 2.5, "examples_per_second": 77.77} | values)
+        time.sleep(0.3)
+        logging.info("between %d", step)
+logging.info("after")
+"""
+
+
+def test_in_a_terminal_log_lines_stand_above_the_bar():
+    """Each on a line of its own; the bar has the last loss, rate and score, within 80 columns."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL],
+        stderr=writer,
+        stdout=writer,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": ""},
+    )
+    os.close(writer)
+    said = b""
+    with contextlib.suppress(OSError):  # The terminal's end.
+        while part := os.read(reader, 4096):
+            said += part
+    os.close(reader)
+    assert process.wait() == 0
+    # Without colours; of each line what stands after its last erasure.
+    text = re.sub(r"\x1b\[[0-9;?]*[mhlA]", "", said.decode())
+    lines = [re.split(r"\r|\x1b\[2K", line.rstrip("\r"))[-1] for line in text.split("\n")]
+    for line in ("before", "between 10", "between 20", "between 30", "after"):
+        assert line in [each.strip() for each in lines], lines
+    (*_, last) = [line for line in lines if "30/40" in line]
+    assert "loss 2.5000  77.8 examples/s  val/R1 41.24" in last
+    assert len(last.rstrip()) <= 80

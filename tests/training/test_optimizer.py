@@ -129,6 +129,12 @@ GROUPS = {
 }
 
 
+def test_the_factor_of_a_path_can_be_asked_for():
+    for path, (factor, _) in GROUPS.items():
+        assert optimizer.rate_factor(path, FACTORS) == factor
+        assert optimizer.rate_factor(path, {}) == 1.0
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_groups_equal_torchs_parameter_groups(name):
     """Ten steps of a schedule; a decay so large that coupled and decoupled part at once."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from PIL import Image
 
 from unipt_jax.config import load, schema
 from unipt_jax.core import trees
@@ -24,7 +25,7 @@ from unipt_jax.core.sharding import make_mesh
 from unipt_jax.data import annotations, builders, images, pipeline, tokenization
 from unipt_jax.models import specs, variants
 from unipt_jax.models.dual_encoder import DualEncoder
-from unipt_jax.training import loop, metrics, model_file, run, state
+from unipt_jax.training import loop, metrics, model_file, run, state, trackers
 from unipt_jax.training.checkpoints import Checkpoints
 
 SMALL = {
@@ -104,16 +105,18 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert seen == [batches[k]["record"].tolist() for k in range(8)]
 
 
-def test_a_run_starts_from_other_weights_and_keeps_them(data, undisturbed, tmp_path, caplog):
+def test_a_run_starts_from_other_weights_and_keeps_them(data, undisturbed, tmp_path, capfd):
     """Killed before its first checkpoint and resumed, it ends as if nothing had happened."""
     origin = {"init_image": str(undisturbed), "init_text": str(undisturbed)}
     # So small a rate that a step changes next to nothing: what is left is where it started.
     made = config(data, steps=4, **origin, **{"optimizer.learning_rate": 1e-12})
-    with caplog.at_level("INFO"):
-        run.check(made, None)
-        run.train(made, tmp_path / "straight", False)
-    assert f"image_encoder starts from {undisturbed}" in caplog.text
-    assert f"mlm_head starts from {undisturbed}" in caplog.text
+    run.check(made, None)
+    capfd.readouterr()
+    run.train(made, tmp_path / "straight", False)
+    told = capfd.readouterr().err.splitlines()
+    starts = {line.split()[0]: line for line in told if line.split()}
+    for part in ("image_encoder", "mlm_head", "image_head"):
+        assert ("at random" in starts[part]) == (part == "image_head")
     source, ended = params(undisturbed)[1], params(tmp_path / "straight")[1]
     for path, leaf in ended.items():
         close = np.abs(leaf - source[path]).max() < 1e-6
@@ -253,6 +256,64 @@ def test_unreadable_records_are_left_out_and_counted(data, tmp_path, monkeypatch
     rows = metrics.read(tmp_path / "go")
     assert rows[-1]["quarantined"] == len(records)
     assert sum(row["valid_examples"] for row in rows) == 32 - len(records)
+
+
+def left(directory):
+    """What lies in a directory, and when each file was written."""
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+def test_a_dry_run_describes_a_run_and_leaves_its_directory_alone(
+    data, undisturbed, tmp_path, capsys, monkeypatch
+):
+    """New, and going on from step 8; the picture holds the batch's own pixels."""
+    monkeypatch.setattr(loop, "train", lambda **_: pytest.fail("a step was taken"))
+    made = config(data, dry_run=True)
+    workdir = tmp_path / "run"
+    run.check(made, None)
+    run.train(made, workdir, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.batch_0.png"]
+    out = capsys.readouterr().out
+    assert "mesh           data 8 x fsdp 1 x tensor 1" in out
+    assert "16 = 2 a device x 8 (data x fsdp)" in out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split()}
+    assert rows["image"][1:] == ["16", "x", "32", "x", "16", "x", "3", "uint8"]
+    assert rows["text"][1:] == ["16", "x", "32", "int32"]  # The bucket of this batch.
+    assert float(rows["temporary"][1]) > 0 and "texts of 64 tokens" in out
+    shown = np.asarray(Image.open(tmp_path / "run.batch_0.png"))
+    split, tokenizer = builders.open_split(data, "train"), tokenization.load("examples/tokenizer")
+    how = pipeline.Preprocess(32, 16, 0.5, 64, (32, 48), 0.15, False)
+    batch = pipeline.train_batches(split, tokenizer, how, batch_size=16, seed=0)[0]
+    enlarged = batch["image"][0].repeat(8, axis=0).repeat(8, axis=1)
+    places = np.lib.stride_tricks.sliding_window_view(shown, (256, 128, 3))[:64, :64, 0]
+    assert (places == enlarged).all(axis=(2, 3, 4)).any()
+
+    shutil.copytree(undisturbed, workdir)
+    before = left(workdir)
+    run.train(made, workdir, True)
+    assert left(workdir) == before
+    assert "step 8 of this run" in capsys.readouterr().out
+    assert (tmp_path / "run.batch_8.png").exists()
+
+
+def test_a_tracker_gets_the_rows_of_a_run(data, tmp_path, monkeypatch):
+    """Also what was evaluated and where it was configured; without its package it is refused."""
+    sent = []
+
+    class Tracker(trackers.Tracker):
+        def write(self, row):
+            sent.append(row)
+
+    def start(name, workdir, values):
+        assert (name, str(workdir), values["batch_size"]) == ("mlflow", str(tmp_path), 16)
+        return Tracker()
+
+    monkeypatch.setattr(trackers, "start", start)
+    run.train(config(data, steps=2, tracker="mlflow"), tmp_path, False)
+    assert sent == metrics.read(tmp_path)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'unipt-jax\[mlflow\]'"):
+        run.check(config(data, tracker="mlflow"), None)
 
 
 def test_configuration_of_a_run_can_be_read_back(data):
@@ -421,8 +482,8 @@ def test_measuring_needs_its_split_before_anything_is_written(data, tmp_path):
     assert run.open_evaluation(fine_tuning(data, evaluate=False)) is None
 
 
-def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path, caplog):
-    """The log says of each part where it starts; a run of another size is refused by `check`."""
+def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path):
+    """Of each part it is told where it starts; a run of another size is refused by `check`."""
     changes = {"init": str(undisturbed), "evaluate": False}
     spec, tokenizer = model_file.read(undisturbed).spec, tokenization.load("examples/tokenizer")
     made = fine_tuning(data, **changes)
@@ -432,12 +493,14 @@ def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path, caplog
     )
     assert (wanted.identities, wanted.mlm, wanted.features) == (6, False, ("global", "pgu"))
     _, weights = run.start_from(made, wanted, tokenizer)
-    with caplog.at_level("INFO"):
-        run.log_origins(made, specs.abstract_params(wanted), weights)
+    params = specs.abstract_params(wanted)
+    starts = run.origins(made, params, weights, None)
+    assert starts.keys() == params.keys()
     for part in ("image_encoder", "text_encoder", "image_head", "text_head"):
-        assert f"{part} starts from {undisturbed}" in caplog.text
+        assert starts[part] == f"from {undisturbed}"
     for part in ("pgu", "identity_head", "pgu_identity_head"):
-        assert f"\n{part} starts at random" in "\n" + "\n".join(caplog.messages)
+        assert starts[part] == "at random"
+    assert set(run.origins(made, params, {}, 7).values()) == {"step 7 of this run"}
     with pytest.raises(ConversionError, match=rf"embedding_dim {spec.embedding_dim}, not 64"):
         run.check(fine_tuning(data, **changes, **{"model.embedding_dim": 64}), None)
 

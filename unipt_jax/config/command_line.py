@@ -1,19 +1,22 @@
 """The command line that every script in `launch/` shares, and the one place where errors end."""
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import jax
 from etils import epath
+from rich.console import Console
 
-from unipt_jax.config import load, schema
+from unipt_jax.config import explain, load, schema
 from unipt_jax.core import distributed
 from unipt_jax.core.errors import (
     CheckpointError,
@@ -54,6 +57,8 @@ def main(
     directory in an object store is. Without `claims` the work directory may be left out, is None
     then, and is used as it is, again and again.
 
+    With `config.dry_run` the work directory is neither claimed nor asked for: it may be in use.
+
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory
     holds the configuration; a resumed run must agree with it. Several processes must have the same
@@ -76,6 +81,7 @@ def main(
         flags, overrides = parse(doc, given, claims=claims)
         config = load.load(flags.config, overrides)
         trains = isinstance(config, schema.Train)  # No other stage saves when it is preempted.
+        dry = trains and config.dry_run
         distributed.start(flags.coordinator, flags.processes, flags.process, preemption=trains)
         if not distributed.is_first():
             logging.getLogger().setLevel(logging.WARNING)  # Once is enough.
@@ -92,8 +98,10 @@ def main(
             if workdir:
                 _require_place(workdir, remote)
             check(config, workdir if flags.resume else None)
+            if dry and flags.resume:
+                _require_same_config(config, workdir)
         with distributed.together():
-            if claims and distributed.is_first():
+            if claims and distributed.is_first() and not dry:
                 _claim(config, workdir, flags)
         run(config, workdir, flags.resume)
     except (CheckpointError, SaveError) as error:
@@ -157,22 +165,28 @@ def parse(
     Raises:
         ConfigError: an argument is unknown, or a flag or its value is missing.
     """
+    place = "--workdir=DIR" if claims else "[--workdir=DIR]"
     parser = _Parser(
+        usage=f"%(prog)s --config=FILE {place} [--config.NAME=VALUE ...] [FLAGS]",
         description=doc,
         allow_abbrev=False,
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", help="FILE[:variant,...,key=value,...]")
-    parser.add_argument("--workdir", help="directory for everything this run writes")
+    parser.add_argument("--config", metavar="FILE", help="FILE[:variant,...,key=value,...]")
+    parser.add_argument("--workdir", metavar="DIR", help="directory for what this run writes")
     if claims:
         parser.add_argument("--resume", action="store_true", help="go on with the run in --workdir")
         parser.add_argument("--overwrite", action="store_true", help="replace the run in --workdir")
-    else:
-        parser.set_defaults(resume=False, overwrite=False)
-    parser.add_argument("--coordinator", default="", help="HOST:PORT of the first of --processes")
-    parser.add_argument("--processes", type=int, default=0, help="of this run, if not detected")
-    parser.add_argument("--process", type=int, default=-1, help="this one's number, from 0")
+    parser.add_argument(
+        "--coordinator", default="", metavar="ADDRESS", help="HOST:PORT of the first of --processes"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=0, metavar="N", help="of this run, if not detected"
+    )
+    parser.add_argument(
+        "--process", type=int, default=-1, metavar="I", help="this one's number, from 0"
+    )
     parser.add_argument("--help", "-h", action="store_true", help="show this, and the fields")
     plain: list[str] = []
     overrides: dict[str, str | bool] = {}
@@ -190,30 +204,52 @@ def parse(
     flags, unknown = parser.parse_known_args(plain)
     if flags.help:
         parser.print_help()
-        _print_fields(flags.config)
+        _print_fields(flags.config, overrides)
         sys.exit(0)
     if unknown:
-        known = [f"--{name}" for name in vars(flags)]
-        name = unknown[0].partition("=")[0]
-        parser.error(f"unknown argument {unknown[0]}{nearest(name, known)}")
+        parser.error(f"unknown argument {unknown[0]}{_nearest_flag(unknown[0], flags)}")
     needed = ("config", "workdir") if claims else ("config",)
     missing = [name for name in needed if getattr(flags, name) is None]
     if missing:
         parser.error(f"--{missing[0]} is not set")
+    if not claims:
+        flags.resume = flags.overwrite = False
     return flags, overrides
 
 
-def _print_fields(spec: str | None) -> None:
+def _nearest_flag(argument: str, flags: argparse.Namespace) -> str:
+    """Returns what an unknown argument might mean: a flag, or a field without `--config.`."""
+    name = argument.partition("=")[0]
+    fields = []
+    if flags.config:
+        with contextlib.suppress(ConfigError):
+            fields = [each.name for each in schema.describe(_stage(flags.config, {})[1])]
+    meant = re.sub(r"^--(conf\w*\.)?", "", name).replace("-", "_")
+    for field in fields:
+        if field == meant or field.endswith(f".{meant}"):
+            return f"; did you mean '--config.{field}'?"
+    return nearest(name, [f"--{name}" for name in vars(flags)])
+
+
+def _print_fields(spec: str | None, overrides: Mapping[str, str | bool]) -> None:
     if spec is None:
         print("\nPass --config=FILE with --help to see the fields of its stage.")
         return
-    path, words = load.split_spec(spec)
-    stage = load.read_file(path, words)[0].get("stage")
+    values, stage = _stage(spec, overrides)
+    print(f"\nfields of {load.split_spec(spec)[0]} (--config.NAME=VALUE):")
+    console = Console(highlight=False)
+    # No wider than reads well; rich wraps nothing that is wrapped already.
+    console.print(explain.fields(stage, values, min(console.width, 100)), soft_wrap=True)
+
+
+def _stage(spec: str, overrides: Mapping[str, str | bool]) -> tuple[dict[str, Any], type]:
+    """Returns the values of a configuration that need not be complete, and its schema."""
+    values = load.read(spec, overrides)
+    stage = values.get("stage")
     if stage not in schema.STAGES:
+        path, _ = load.split_spec(spec)
         raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
-    print(f"\nfields of {path} (--config.NAME=VALUE):")
-    for name, kind, default, doc in schema.describe(schema.STAGES[stage]):
-        print(f"  {name} ({kind}, default {default}): {doc}")
+    return values, schema.STAGES[stage]
 
 
 def _require_other_inputs(config: Any, workdir: str) -> None:
@@ -246,8 +282,16 @@ def _texts(values: Any, name: str) -> Iterator[tuple[str, str]]:
 def _record_config(config: Any, workdir: epath.Path) -> None:
     """Writes the configuration, or, where a resumed run has one, checks that both agree."""
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if path.exists():
+        _require_same_config(config, workdir)
+    else:
         write_json(path, schema.to_dict(config))
+
+
+def _require_same_config(config: Any, workdir: epath.Path) -> None:
+    """Checks that a run that goes on, if there is one, has the configuration that it began with."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
         return
     differences = schema.resume_differences(schema.build(read_json(path)), config)
     if differences:

@@ -19,11 +19,20 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ConfigError: the file, a variant or a field is unknown, or a value does not fit the schema.
     """
+    return schema.build(read(spec, overrides))
+
+
+def read(spec: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the nested values that `load` checks.
+
+    Raises:
+        ConfigError: the file or a variant is unknown, or a value has fields.
+    """
     path, words = split_spec(spec)
     values, pairs = read_file(path, words)
     for key, value in {**pairs, **(overrides or {})}.items():
         _assign(values, key, value)
-    return schema.build(values)
+    return values
 
 
 def split_spec(spec: str) -> tuple[str, list[str]]:
@@ -96,5 +105,5 @@ def _field_kind(stage: Any, key: str) -> str | None:
     """Returns the type name of a field, or None where the schema does not know it."""
     if stage not in schema.STAGES:
         return None
-    kinds = {name: kind for name, kind, _, _ in schema.describe(schema.STAGES[stage])}
+    kinds = {each.name: each.kind for each in schema.describe(schema.STAGES[stage])}
     return kinds.get(key)

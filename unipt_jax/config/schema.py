@@ -5,12 +5,13 @@
 # ruff: noqa: RUF009 - `group` declares a field, as `dataclasses.field` does; it shares no value.
 
 import dataclasses
+import difflib
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from unipt_jax.core.errors import ConfigError, nearest
 
@@ -352,8 +353,23 @@ class Train:
     workers: int = field(
         "processes that decode images; 0: threads", default=0, at_least=0, free_on_resume=True
     )
-    log_every: int = field("steps", default=50, at_least=1, free_on_resume=True)
-    checkpoint_every: int = field("steps", default=1000, at_least=1, free_on_resume=True)
+    dry_run: bool = field(
+        "print shapes and memory, draw the first batch beside --workdir, and stop before a step",
+        default=False,
+        free_on_resume=True,
+    )
+    tracker: str = field(
+        "where metrics go besides: Weights & Biases or MLflow, by the extra of that name",
+        default="none",
+        choices=("none", "wandb", "mlflow"),
+        free_on_resume=True,
+    )
+    log_every: int = field(
+        "steps between two rows of metrics", default=50, at_least=1, free_on_resume=True
+    )
+    checkpoint_every: int = field(
+        "steps between two checkpoints", default=1000, at_least=1, free_on_resume=True
+    )
     keep_checkpoints: int = field("latest ones kept", default=3, at_least=1, free_on_resume=True)
     evaluate: bool = field(
         "measure Rank-1 at each checkpoint, and keep the best one besides", default=False
@@ -745,7 +761,7 @@ def build(values: Mapping[str, Any]) -> Any:
     if stage not in STAGES:
         raise ConfigError(f"stage={stage!r}{nearest(str(stage), STAGES)}")
     faults: list[str] = []
-    built = _build(STAGES[stage], values, "", faults)
+    built = _build(STAGES[stage], values, "", faults, STAGES[stage])
     if faults:
         raise ConfigError("; ".join(faults))
     return built
@@ -764,18 +780,56 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def describe(cls: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
-    """Lists `(name, type, default, doc)` of every field, groups included, in order."""
-    hints = typing.get_type_hints(cls)
+class Described(NamedTuple):
+    """A field in words.
+
+    Attributes:
+        name: with those of its groups, as in `optimizer.warmup`.
+        kind: the name of its type.
+        default: "required" where there is none.
+        doc: what it means.
+        limits: its range or its choices; empty: none.
+        group: what it and the fields beside it are about.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    doc: str
+    limits: str
+    group: str
+
+
+def describe(cls: type, prefix: str = "") -> list[Described]:
+    """Lists every field, groups opened, in order."""
+    hints, about = typing.get_type_hints(cls), (cls.__doc__ or "").split("\n")[0]
     rows = []
     for item in dataclasses.fields(cls):
-        kind = hints[item.name]
+        kind, name = hints[item.name], prefix + item.name
         if dataclasses.is_dataclass(kind):
-            rows += describe(kind, f"{prefix}{item.name}.")
-        else:
-            default = "required" if item.default is dataclasses.MISSING else item.default
-            rows.append((prefix + item.name, _kind_name(kind), default, item.metadata["doc"]))
+            rows += describe(kind, f"{name}.")
+            continue
+        default = "required" if item.default is dataclasses.MISSING else item.default
+        doc, limits = item.metadata["doc"], _limits(item.metadata)
+        rows.append(Described(name, _kind_name(kind), default, doc, limits, about))
     return rows
+
+
+def suggest(name: str, cls: type) -> str:
+    """Returns `"; did you mean 'a.b'?"` for the field of `cls` nearest to the unknown `name`.
+
+    That is one of the same name in another group, else the nearest in the group that was named,
+    else the nearest of all; where none is near, it lists the names in that group.
+    """
+    last = lambda each: each.split(".")[-1]  # noqa: E731
+    group, names = name.removesuffix(last(name)), list(_names(cls))
+    beside = [each for each in names if each.removesuffix(last(each)) == group]
+    for candidates, cutoff in ((names, 1.0), (beside, 0.6), (names, 0.6)):
+        close = difflib.get_close_matches(last(name), map(last, candidates), n=1, cutoff=cutoff)
+        if close:
+            found = next(each for each in candidates if last(each) == close[0])
+            return f"; did you mean {found!r}?"
+    return f"; known: {', '.join(sorted(map(last, beside)))}"
 
 
 def resume_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -794,11 +848,16 @@ def resume_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return lines
 
 
-def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[str]) -> Any:
+def _build(
+    cls: type, values: Mapping[str, Any], prefix: str, faults: list[str], whole: type
+) -> Any:
+    """Returns the part of a `whole` configuration that lies under `prefix`, or None with faults."""
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}
     faults += [
-        f"{prefix}{name} is unknown{nearest(name, fields)}" for name in values if name not in fields
+        f"{prefix}{name} is unknown{suggest(prefix + name, whole)}"
+        for name in values
+        if name not in fields
     ]
     arguments, before = {}, len(faults)
     for name, item in fields.items():
@@ -810,9 +869,10 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[str])
         value = values[name]
         if dataclasses.is_dataclass(hints[name]):
             if isinstance(value, Mapping):
-                arguments[name] = _build(hints[name], value, where + ".", faults)
+                arguments[name] = _build(hints[name], value, where + ".", faults, whole)
             else:
-                faults.append(f"{where} is a group of fields, not {value!r}")
+                fields_there = ", ".join(item.name for item in dataclasses.fields(hints[name]))
+                faults.append(f"{where} is a group of fields, not {value!r}; its: {fields_there}")
             continue
         fits, value = _coerce(value, hints[name])
         if fits:
@@ -827,6 +887,14 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[str])
     except ConfigError as error:
         faults.append(str(error))
         return None
+
+
+def _names(cls: type, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of fields and of groups."""
+    for name, kind in typing.get_type_hints(cls).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(kind):
+            yield from _names(kind, f"{prefix}{name}.")
 
 
 def _coerce(value: Any, kind: Any) -> tuple[bool, Any]:
@@ -868,3 +936,16 @@ def _kind_name(kind: Any) -> str:
     if isinstance(kind, types.GenericAlias):
         return f"tuple of {typing.get_args(kind)[0].__name__}"
     return kind.__name__
+
+
+def _limits(metadata: Mapping[str, Any]) -> str:
+    """Returns the range or the choices of a field in words."""
+    if metadata["choices"]:
+        return "one of " + ", ".join(str(choice) or "''" for choice in metadata["choices"])
+    least, most = metadata["at_least"], metadata["at_most"]
+    if least is not None and most is not None:
+        return f"{least} to {most}"
+    bounds = {name: metadata[name] for name in ("at_least", "above", "at_most", "below")}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items() if bound is not None
+    )

@@ -219,6 +219,24 @@ class LoadRows:
         return tokens
 
 
+def longest_batch(how: Preprocess, batch_size: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Returns shape and type of each array of a batch whose texts have their full length."""
+    tokens, predictions = how.length, masking.maximum_predictions(how.length, how.mlm_probability)
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        "image": ((how.height, how.width, 3), np.uint8),
+        "text": ((tokens,), np.int32),
+        "text_mask": ((tokens,), np.bool_),
+        "masked_text": ((tokens,), np.int32),
+        "mlm_positions": ((predictions,), np.int32),
+        "mlm_labels": ((predictions,), np.int32),
+        "mlm_mask": ((predictions,), np.bool_),
+        "identity": ((), np.int32),
+        "record": ((), np.int32),
+        "valid": ((), np.bool_),
+    }
+    return {name: ((batch_size, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
 def train_batches(
     split: Split,
     tokenizer: Tokenizer,

@@ -72,6 +72,19 @@ class Tokenizer:
         """Returns at most `length` of a text's ids, of which the last is the end token again."""
         return ids if len(ids) <= length else np.append(ids[: length - 1], np.int32(self.end))
 
+    def pieces(self, ids: Int[np.ndarray, "L"]) -> list[str]:
+        """Returns what each token adds to the text, a space before it included.
+
+        Of a character that several tokens make up, the last of them adds it.
+        """
+        pieces, before = [], ""
+        for end in range(1, len(ids) + 1):
+            text = self.backend.decode(ids[:end].tolist(), skip_special_tokens=False)
+            whole = not text.endswith("\N{REPLACEMENT CHARACTER}")
+            pieces.append(text[len(before) :] if whole else "")
+            before = text if whole else before
+        return pieces
+
     def save(self, directory: epath.PathLike) -> None:
         """Writes `tokenizer.json`, which `load` reads back."""
         write_bytes(epath.Path(directory) / FILE, self.backend.to_str().encode())

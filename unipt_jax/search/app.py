@@ -38,9 +38,9 @@ _CSS = """
 .dark #status .problem {color: #ffb4ab}
 #results .thumbnail-item {aspect-ratio: 1 / 2}
 #results .grid-wrap {max-height: none; min-height: 0}
+#results .grid-container {grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important}
 @media (max-width: 760px) {
   #main {flex-direction: column; align-items: stretch}
-  #results .grid-container {--grid-cols: 3 !important}
 }
 #about :is(table, tr, td, th) {border: 0 !important; text-align: left}
 #about :is(td, th) {padding: .1rem .8rem .1rem 0; font-weight: 400}
@@ -98,7 +98,10 @@ def page(gallery: Gallery) -> Any:
 
     choices = gallery.choices()
     with gr.Blocks(
-        title="UniPT-JAX search", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
+        title="UniPT-JAX search",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(_KEPT, _KEPT),
     ) as made:
         # What a visitor's own folder is, the query, what it found and which of that is looked at.
         folder, query = gr.State(None, time_to_live=_KEPT), gr.State(None)
@@ -129,8 +132,6 @@ def page(gallery: Gallery) -> Any:
                 status = gr.HTML(_said(f"{len(gallery):,} images."), elem_id="status")
                 results = gr.Gallery(
                     show_label=False,
-                    columns=6,
-                    height=None,
                     object_fit="contain",
                     allow_preview=False,
                     interactive=False,

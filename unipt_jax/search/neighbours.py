@@ -15,12 +15,12 @@ from unipt_jax.core.files import write_bytes
 
 log = logging.getLogger(__name__)
 
-LARGE = 500_000
+LARGE = 1_000_000
 APPROXIMATE = "neighbours.faiss"
 
 _BLOCK = 1 << 16
 _CANDIDATES = 20  # for each that is asked for
-_PROBED = 32  # of the lists, one in so many
+_PROBED = 8  # of the lists, one in so many
 
 Found = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
 
@@ -109,7 +109,7 @@ def _open_lists(features: np.ndarray, place: Path) -> Any:
         lists = faiss.deserialize_index(np.fromfile(path, np.uint8))
     else:
         log.info("sorting %d images into lists", len(features))
-        count = 4 * round(len(features) ** 0.5)
+        count = 2 * round(len(features) ** 0.5)
         lists = faiss.index_factory(
             features.shape[1], f"IVF{count},SQ8", faiss.METRIC_INNER_PRODUCT
         )

@@ -33,10 +33,15 @@ _CHECKSUMS = "checksums by position"
 
 def is_begun(workdir: epath.PathLike) -> bool:
     """Tells whether a work directory holds a complete checkpoint, from which its run goes on."""
+    return step_reached(workdir) is not None
+
+
+def step_reached(workdir: epath.PathLike) -> int | None:
+    """Returns the step of the newest complete checkpoint in a work directory, or None."""
     if not (epath.Path(workdir) / DIRECTORY).is_dir():
-        return False
+        return None
     with Checkpoints.open_read_only(workdir) as checkpoints:
-        return checkpoints.latest_step() is not None
+        return checkpoints.latest_step()
 
 
 @dataclasses.dataclass(frozen=True)

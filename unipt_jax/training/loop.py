@@ -147,28 +147,46 @@ def _note_bad_records(
 @contextmanager
 def _progress(first: int, steps: int) -> Iterator[Any]:
     """Yields a function that shows a row: as a live bar in a terminal, else as a log line."""
-    console = Console(stderr=True)
     bar = Progress(
         TextColumn("step"),
         MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[rate]:.0f} examples/s"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.description}"),
         TimeRemainingColumn(),
-        console=console,
+        console=Console(stderr=True),
+        expand=True,
         disable=not sys.stderr.isatty(),
     )
-    task = bar.add_task("train", total=steps, completed=first, loss=float("nan"), rate=0.0)
-    started = time.perf_counter()
+    task = bar.add_task("the first step is compiled", total=steps, completed=first)
+    started, score = time.perf_counter(), ""
 
     def show(row: metrics.Row) -> None:
-        step, loss, rate = int(row["step"]), row["loss"], row["examples_per_second"]
-        bar.update(task, completed=step, loss=loss, rate=rate)
+        nonlocal score
+        step = int(row["step"])
+        said = f"loss {row['loss']:.4f}  {row['examples_per_second']:.1f} examples/s"
+        new = [f"  {name} {row[name]:.2f}" for name in row if name.endswith(f"/{SCORE}")]
+        score = new[0] if new else score  # The bar shows the last one until the next.
+        bar.update(task, completed=step, description=said + score)
         if bar.disable:
             left = (time.perf_counter() - started) / (step - first) * (steps - step)
-            log.info(
-                "step %d/%d  loss %.4f  %.1f examples/s  %.0f s left", step, steps, loss, rate, left
-            )
+            log.info("step %d/%d  %s  %.0f s left", step, steps, said + "".join(new), left)
 
-    with bar:
+    with bar, _logging_above():
         yield show
+
+
+@contextmanager
+def _logging_above() -> Iterator[None]:
+    """Lets log lines go where `sys.stderr` goes now: above a live bar, which they would tear."""
+    handlers = [
+        handler
+        for handler in logging.getLogger().handlers
+        if type(handler) is logging.StreamHandler
+    ]
+    before = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            if stream is not None:  # None: it went there already.
+                handler.setStream(stream)

@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,11 +52,17 @@ def read(workdir: epath.PathLike) -> list[Row]:
 class Writer:
     """Appends rows to `metrics.jsonl` and TensorBoard; rows after `step` are taken back first.
 
-    Only the first process of several writes.
+    Each row is passed to `send` too. Only the first process of several writes.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, step: int):
-        self._workdir, self._step = epath.Path(workdir), step
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        step: int,
+        send: Callable[[Row], None] = lambda row: None,
+    ):
+        self._workdir, self._step, self._send = epath.Path(workdir), step, send
         self._path = self._workdir / FILE
         self._active = distributed.is_first()
         if self._active:
@@ -77,6 +83,7 @@ class Writer:
         append_json_lines(self._path, [row | {"step": int(row["step"])}])
         for name, value in row.items():
             self._events.add_scalar(name, value, int(row["step"]))
+        self._send(row)
 
     def close(self) -> None:
         """Flushes what is buffered."""

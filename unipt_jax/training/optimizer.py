@@ -102,16 +102,21 @@ def make_optimizer(
     return optax.chain(*clip, *order, *scale, _bound_logit_scale())
 
 
+def rate_factor(path: str, factors: Mapping[str, float]) -> float:
+    """Returns by what `make_optimizer` multiplies the learning rate of the parameter at a path."""
+    names = path.split("/")
+    group = _GROUPS.get(names[0], "new")
+    factor = factors.get(group, 1.0)
+    if names[-1] == "bias" and group != "new":
+        factor *= factors.get("bias", 1.0)
+    return factor
+
+
 def _scale_groups(factors: Mapping[str, float] | None) -> optax.GradientTransformation:
     """Multiplies each update by the factor of its group and, of an encoder's biases, by theirs."""
-    factors = factors or {}
 
     def scale(path: str, change: jax.Array) -> jax.Array:
-        names = path.split("/")
-        group = _GROUPS.get(names[0], "new")
-        factor = factors.get(group, 1.0)
-        if names[-1] == "bias" and group != "new":
-            factor *= factors.get("bias", 1.0)
+        factor = rate_factor(path, factors or {})
         return change if factor == 1.0 else factor * change
 
     return optax.stateless(lambda updates, _: trees.map_with_path(scale, updates))

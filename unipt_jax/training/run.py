@@ -1,5 +1,8 @@
 """From a configuration to a finished run: the parts, put together."""
 
+import dataclasses
+import io
+import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -13,11 +16,12 @@ import optax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from unipt_jax.config import schema
 from unipt_jax.core import distributed, trees
 from unipt_jax.core.errors import CheckpointError, ConfigError
+from unipt_jax.core.files import absolute, write_bytes
 from unipt_jax.core.sharding import batch_rows, make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
 from unipt_jax.evaluation import features, retrieval
@@ -25,7 +29,9 @@ from unipt_jax.models import specs, variants
 from unipt_jax.models.compute import Compute
 from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.training import (
+    batch_picture,
     curves,
+    dry_run,
     initial,
     loop,
     metrics,
@@ -34,8 +40,10 @@ from unipt_jax.training import (
     optimizer,
     state,
     step,
+    summary,
+    trackers,
 )
-from unipt_jax.training.checkpoints import Checkpoints, is_begun
+from unipt_jax.training.checkpoints import Checkpoints, is_begun, step_reached
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +133,7 @@ def build_step(
         weight_decay=how.weight_decay,
         clip_norm=how.clip_norm,
         name=how.name,
-        factors={"image": how.image, "text": how.text, "new": how.new, "bias": how.bias},
+        factors=_rate_factors(config),
     )
     train_step = step.make_train_step(
         objective=objective.weighted(model, config.loss, reads_masked=config.text.noise == "mask"),
@@ -135,6 +143,31 @@ def build_step(
         ema=config.ema,
     )
     return transform, train_step
+
+
+def _rate_factors(config: schema.Train) -> dict[str, float]:
+    """Returns the factors on the learning rate by group of parameters."""
+    how = config.optimizer
+    return {"image": how.image, "text": how.text, "new": how.new, "bias": how.bias}
+
+
+def build_preprocess(config: schema.Train, spec: DualEncoderSpec) -> pipeline.Preprocess:
+    """Returns how pairs become examples; what augmentation bares becomes `spec`'s mean pixel."""
+    return pipeline.Preprocess(
+        height=config.image.height,
+        width=config.image.width,
+        flip=config.image.flip,
+        length=config.text.length,
+        buckets=config.text.buckets,
+        mlm_probability=config.mlm.probability,
+        whole_word=config.mlm.whole_word,
+        padding=config.image.padding,
+        pool=config.image.pool,
+        erase=config.image.erase,
+        fill=tuple(round(255 * mean) for mean in spec.image.mean),
+        text_noise=config.text.noise,
+        text_noise_probability=config.text.noise_probability,
+    )
 
 
 def build_batches(
@@ -147,8 +180,6 @@ def build_batches(
 ) -> grain.MapDataset:
     """Returns the data set of batches, of which batch k is a function of data, seed and k.
 
-    What augmentation bares becomes the mean pixel of `spec`.
-
     Raises:
         ConfigError: the tokenizer cannot do the masking, the identities are too few, or the batch
             does not split evenly over the mesh.
@@ -156,21 +187,7 @@ def build_batches(
     return pipeline.train_batches(
         split,
         tokenizer,
-        pipeline.Preprocess(
-            height=config.image.height,
-            width=config.image.width,
-            flip=config.image.flip,
-            length=config.text.length,
-            buckets=config.text.buckets,
-            mlm_probability=config.mlm.probability,
-            whole_word=config.mlm.whole_word,
-            padding=config.image.padding,
-            pool=config.image.pool,
-            erase=config.image.erase,
-            fill=tuple(round(255 * mean) for mean in spec.image.mean),
-            text_noise=config.text.noise,
-            text_noise_probability=config.text.noise_probability,
-        ),
+        build_preprocess(config, spec),
         batch_size=config.batch_size,
         seed=config.seed,
         instances=config.instances,
@@ -209,6 +226,7 @@ def check(config: schema.Train, resumed: epath.PathLike | None) -> None:
 
     `resumed` is the work directory of a run that is to go on.
     """
+    trackers.require(config.tracker)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     require_divisible(config.batch_size, mesh)
     split, epoch = open_data(config)
@@ -244,20 +262,32 @@ def start_from(
     )
 
 
-def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
-    """Trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What a run is made of, before anything is allocated or written.
 
-    With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one.
-
-    Raises:
-        ConfigError: a value does not fit the data, the model or the devices, or processes have
-            other data.
-        DataError: the data set or the tokenizer cannot be read.
-        CheckpointError: the checkpoint is not one of this model.
-        ConversionError: the weights to start from cannot be read or are of another shape.
-        DivergenceError: a metric became NaN or infinite.
+    `pairs` are those of an epoch; `reached` is the step that it goes on from, None at its start.
     """
-    workdir = epath.Path(workdir)
+
+    mesh: Mesh
+    split: builders.Split
+    compared: builders.Split | None
+    tokenizer: tokenization.Tokenizer
+    pairs: int
+    steps: int
+    data_identity: Mapping[str, Any]
+    reached: int | None
+    spec: DualEncoderSpec
+    model: DualEncoder
+    dataset: grain.MapDataset
+    transform: optax.GradientTransformation
+    train_step: step.TrainStep
+
+
+def _assemble(
+    config: schema.Train, workdir: epath.Path, resume: bool
+) -> tuple[_Parts, Mapping[str, Any]]:
+    """Returns the parts of a run, and the weights that it starts from."""
     if config.compute.cache:
         keep_compiled(config.compute.cache)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -273,49 +303,85 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
     }
     distributed.require_same("data set, tokenizer or number of steps", data_identity)
     spec = _spec(config, tokenizer, split)
-    goes_on = resume and is_begun(workdir)
-    if goes_on:
-        spec, weights = model_file.read(workdir).spec, {}
-    else:
+    reached = step_reached(workdir) if resume else None
+    if reached is None:
         spec, weights = start_from(config, spec, tokenizer)
+    else:
+        spec, weights = model_file.read(workdir).spec, {}
     model = build_model(config, spec)
     dataset = build_batches(config, split, tokenizer, spec, epoch, mesh)
     transform, train_step = build_step(config, model, steps)
-    example = specs.abstract_batch(spec, config.batch_size)
-    train_state, shardings = state.create(
-        model, example, transform, seed=config.seed, mesh=mesh, ema=config.ema
+    parts = _Parts(
+        mesh=mesh,
+        split=split,
+        compared=compared,
+        tokenizer=tokenizer,
+        pairs=pairs,
+        steps=steps,
+        data_identity=data_identity,
+        reached=reached,
+        spec=spec,
+        model=model,
+        dataset=dataset,
+        transform=transform,
+        train_step=train_step,
     )
-    if not goes_on:
-        log_origins(config, train_state.params, weights)
+    return parts, weights
+
+
+def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
+    """Trains in `workdir`, which then holds checkpoints, metrics, loss curve and tokenizer.
+
+    With `resume` the run in `workdir` goes on from its latest checkpoint, if it has one. With
+    `config.dry_run` it is described instead, and nothing is written in `workdir`.
+
+    Raises:
+        ConfigError: a value does not fit the data, the model or the devices, processes have other
+            data, or the tracker cannot be reached.
+        DataError: the data set or the tokenizer cannot be read.
+        CheckpointError: the checkpoint is not one of this model.
+        ConversionError: the weights to start from cannot be read or are of another shape.
+        DivergenceError: a metric became NaN or infinite.
+    """
+    workdir = epath.Path(workdir)
+    parts, weights = _assemble(config, workdir, resume)
+    if config.dry_run:
+        _describe(config, workdir, parts, weights)
+        return
+    mesh, model, steps = parts.mesh, parts.model, parts.steps
+    example = specs.abstract_batch(parts.spec, config.batch_size)
+    train_state, shardings = state.create(
+        model, example, parts.transform, seed=config.seed, mesh=mesh, ema=config.ema
+    )
+    if distributed.is_first():
+        told = _summary(config, parts, train_state.params, weights)
+        Console(stderr=True, highlight=False).print(told)
     params = initial.put(train_state.params, weights)
     average = jax.tree.map(jnp.copy, params) if config.ema else None
     train_state = train_state.replace(params=params, average=average)
     del weights, params, average  # They would lie in memory until the run ends.
-    log.info(
-        "%d devices as %s; %s parameters; %d pairs, batch %d, %d steps",
-        mesh.size,
-        dict(mesh.shape),
-        f"{trees.count_parameters(train_state.params):,}",
-        pairs,
-        config.batch_size,
-        steps,
-    )
     with Checkpoints.open(workdir, keep=config.keep_checkpoints) as checkpoints:
         data: dict[str, Any] = {"next_batch": 0}
-        if goes_on:
+        if parts.reached is not None:
             train_state, data = checkpoints.restore(train_state, shardings)
-            _require_same_data(data, data_identity, workdir)
+            _require_same_data(data, parts.data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
         if distributed.is_first():
-            tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
-            model_file.ModelFile(spec, config.dtype, config.text.length).write(workdir)
+            parts.tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
+            model_file.ModelFile(parts.spec, config.dtype, config.text.length).write(workdir)
+        with distributed.together():
+            name = config.tracker if distributed.is_first() else "none"
+            tracker = trackers.start(name, workdir, schema.to_dict(config))
         with (
-            pipeline.Batches(dataset, start=data["next_batch"], workers=config.workers) as batches,
-            metrics.Writer(workdir, step=int(train_state.step)) as writer,
+            tracker,
+            pipeline.Batches(
+                parts.dataset, start=data["next_batch"], workers=config.workers
+            ) as batches,
+            metrics.Writer(workdir, step=int(train_state.step), send=tracker.write) as writer,
         ):
             loop.train(
                 state=train_state,
-                train_step=loop.jit_step(train_step, shardings, mesh),
+                train_step=loop.jit_step(parts.train_step, shardings, mesh),
                 batches=batches,
                 mesh=mesh,
                 steps=steps,
@@ -324,18 +390,121 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
                 checkpoints=checkpoints,
                 writer=writer,
                 quarantine=workdir / "quarantine.jsonl",
-                image_of=lambda pair: split.images[split.pairs[0][pair]]["path"],
-                data_identity=data_identity,
+                image_of=lambda pair: parts.split.images[parts.split.pairs[0][pair]]["path"],
+                data_identity=parts.data_identity,
                 config=schema.to_dict(config),
                 score=None
-                if compared is None
-                else _scorer(config, model, compared, tokenizer, mesh),
+                if parts.compared is None
+                else _scorer(config, model, parts.compared, parts.tokenizer, mesh),
             )
     if distributed.is_first():
         rows = metrics.read(workdir)
         Console().print(curves.table(rows))
         curves.plot(rows, workdir / "loss.png")
         print(f"loss curve: {workdir / 'loss.png'}")
+
+
+def _describe(
+    config: schema.Train, workdir: epath.Path, parts: _Parts, weights: Mapping[str, Any]
+) -> None:
+    """Prints what a run is about to do and what its step takes; draws its first batch.
+
+    The picture lies beside the work directory, which may be in use, or is to be made by a run.
+    """
+    number = parts.reached or 0
+    batch = parts.dataset[number]
+    example = specs.abstract_batch(parts.spec, config.batch_size)
+    shapes, shardings = state.abstract(
+        parts.model, example, parts.transform, mesh=parts.mesh, ema=config.ema
+    )
+    longest = pipeline.longest_batch(build_preprocess(config, parts.spec), config.batch_size)
+    compiled = dry_run.compile_step(
+        parts.train_step,
+        shapes,
+        shardings,
+        {name: jax.ShapeDtypeStruct(*leaf) for name, leaf in longest.items()},
+        parts.mesh,
+    )
+    if not distributed.is_first():
+        return
+    console = Console(highlight=False)
+    console.print(_summary(config, parts, shapes.params, weights))
+    whole = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *array.shape[1:]), array.dtype)
+        for name, array in batch.items()
+    }
+    console.print(dry_run.shape_table(f"batch {number}", whole), "")
+    device = parts.mesh.devices.flat[0]
+    memory = dry_run.memory(compiled, dry_run.bytes_limit(device))
+    title = f"memory of a step on each device, texts of {config.text.length} tokens"
+    console.print(dry_run.memory_table(title, memory) if memory else f"{title}: not told", "")
+    picture = batch_picture.draw(
+        batch,
+        parts.tokenizer,
+        title=f"{workdir}: of batch {number}, {config.batch_size} examples",
+        masked=bool(config.loss.mlm) or config.text.noise == "mask",
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    place = absolute(workdir).parent / f"{absolute(workdir).name}.batch_{number}.png"
+    write_bytes(place, buffer.getvalue())
+    print(f"the batch as a picture: {place}")
+
+
+def _summary(
+    config: schema.Train, parts: _Parts, params: Mapping[str, Any], weights: Mapping[str, Any]
+) -> RenderableType:
+    """Returns what a run is about to do; `params` may be shapes, `weights` is what it starts from.
+
+    Of several processes one alone may call it: it asks the others for nothing.
+    """
+    mesh, how = parts.mesh, config.optimizer
+    schedule = summary.Schedule(
+        peak=how.learning_rate,
+        steps=parts.steps,
+        warmup=how.warmup,
+        decay=how.decay,
+        start=how.start,
+        end=how.end,
+    )
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    facts = {
+        "devices": summary.devices(
+            mesh.size, mesh.devices.flat[0].device_kind, jax.process_count()
+        ),
+        "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "batch": summary.batch(config.batch_size, ways, config.accumulate),
+        "steps": summary.duration(parts.steps, config.batch_size, parts.pairs),
+        "learning rate": f"{how.name}, {summary.learning_rate(schedule)}",
+    }
+    data, factors = [], _rate_factors(config)
+    for directory, often in itertools.zip_longest(config.data, config.repeats, fillvalue=1):
+        manifest = builders.read_manifest(directory)
+        counts = manifest["splits"]["train"]
+        data.append(
+            summary.DataSet(
+                directory=directory,
+                images=counts["images"],
+                pairs=counts["captions"],
+                identities=counts["identities"],
+                quarantined=manifest["quarantined"],
+                repeats=often,
+            )
+        )
+    starts = origins(config, params, weights, parts.reached)
+    model = []
+    for name, part in params.items():
+        biases = [path for path in trees.flatten({name: part}) if path.endswith("/bias")]
+        model.append(
+            summary.Part(
+                name=name,
+                parameters=trees.count_parameters(part),
+                origin=starts[name],
+                factor=optimizer.rate_factor(name, factors),
+                bias_factor=optimizer.rate_factor(biases[0], factors) if biases else None,
+            )
+        )
+    return summary.summary(facts, data, model, how.learning_rate)
 
 
 def _scorer(
@@ -368,14 +537,22 @@ def _scorer(
     return score
 
 
-def log_origins(
-    config: schema.Train, params: Mapping[str, Any], weights: Mapping[str, Any]
-) -> None:
-    """Says of each part of the model whether it starts from other weights or at random."""
-    for part in params:
-        side = config.init_image if part.startswith("image") else config.init_text
-        origin = f"from {config.init or side}" if part in weights else "at random"
-        log.info("%s starts %s", part, origin)
+def origins(
+    config: schema.Train,
+    params: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    reached: int | None,
+) -> dict[str, str]:
+    """Returns where each part of the model starts: other weights, at random, or a step reached."""
+    if reached is not None:
+        return dict.fromkeys(params, f"step {reached} of this run")
+    sides = {
+        part: config.init_image if part.startswith("image") else config.init_text for part in params
+    }
+    return {
+        part: f"from {config.init or side}" if part in weights else "at random"
+        for part, side in sides.items()
+    }
 
 
 def _require_same_data(
