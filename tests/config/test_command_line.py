@@ -203,7 +203,8 @@ def test_help_with_a_configuration_lists_its_fields(call, file, tmp_path):
     row = "  data (tuple of str, default required): directories that launch/prepare.py or "
     assert row + "launch/caption.py wrote, trained on together\n" in out
     assert "  init_image (str, default ): an image encoder to start from" in out
-    assert "  optimizer.warmup (float, default 0.1): share of the steps" in out
+    assert "  optimizer.warmup (float, at least 0, at most 1, default 0.1): share of" in out
+    assert "  similarity.temperature (str, one of none, fixed, learned, default none): " in out
     assert not (tmp_path / "run").exists()
 
 

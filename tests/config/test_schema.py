@@ -474,11 +474,14 @@ def test_describe_opens_groups_in_order():
         "tuple of str",
         "required",
         "directories that launch/prepare.py or launch/caption.py wrote, trained on together",
+        "",
     )
-    assert {name: (kind, default) for name, kind, default, _ in rows}["text.buckets"] == (
-        "tuple of int",
-        (),
-    )
+    by_name = {name: (kind, default, limits) for name, kind, default, _, limits in rows}
+    assert by_name["text.buckets"] == ("tuple of int", (), "at least 3")
+    assert by_name["ema"][2] == "at least 0, below 1"
+    assert by_name["similarity.logit_scale"][2] == "above 0, at most 100"
+    convert = {name: limits for name, *_, limits in schema.describe(schema.Convert)}
+    assert convert["activation"] == "one of '', quick_gelu, gelu"
 
 
 # ---------------------------------------------------------------------------- resuming

@@ -201,8 +201,8 @@ def _print_fields(spec: str | None) -> None:
     if stage not in schema.STAGES:
         raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
     print(f"\nfields of {path} (--config.NAME=VALUE):")
-    for name, kind, default, doc in schema.describe(schema.STAGES[stage]):
-        print(f"  {name} ({kind}, default {default}): {doc}")
+    for name, kind, default, doc, limits in schema.describe(schema.STAGES[stage]):
+        print(f"  {name} ({', '.join(filter(None, (kind, limits)))}, default {default}): {doc}")
 
 
 def _require_other_inputs(config: Any, workdir: str) -> None:

@@ -96,5 +96,5 @@ def _field_kind(stage: Any, key: str) -> str | None:
     """Returns the type name of a field, or None where the schema does not know it."""
     if stage not in schema.STAGES:
         return None
-    kinds = {name: kind for name, kind, _, _ in schema.describe(schema.STAGES[stage])}
+    kinds = {name: kind for name, kind, *_ in schema.describe(schema.STAGES[stage])}
     return kinds.get(key)

@@ -722,8 +722,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def describe(cls: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
-    """Lists `(name, type, default, doc)` of every field, groups included, in order."""
+def describe(cls: type, prefix: str = "") -> list[tuple[str, str, Any, str, str]]:
+    """Lists `(name, type, default, doc, range)` of every field, groups included, in order."""
     hints = typing.get_type_hints(cls)
     rows = []
     for item in dataclasses.fields(cls):
@@ -732,7 +732,9 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
             rows += describe(kind, f"{prefix}{item.name}.")
         else:
             default = "required" if item.default is dataclasses.MISSING else item.default
-            rows.append((prefix + item.name, _kind_name(kind), default, item.metadata["doc"]))
+            limits = item.metadata
+            row = (prefix + item.name, _kind_name(kind), default, limits["doc"], _range(limits))
+            rows.append(row)
     return rows
 
 
@@ -820,6 +822,16 @@ def _range_faults(where: str, value: Any, limits: Mapping[str, Any]) -> list[str
         if isinstance(entry, float) and not math.isfinite(entry):
             faults.append(f"{where}={entry!r} must be finite")
     return faults
+
+
+def _range(limits: Mapping[str, Any]) -> str:
+    """Says in words what `_range_faults` checks."""
+    if limits["choices"]:
+        return "one of " + ", ".join(str(choice) or "''" for choice in limits["choices"])
+    bounds = ("at_least", "above", "at_most", "below")
+    return ", ".join(
+        f"{name.replace('_', ' ')} {limits[name]}" for name in bounds if limits[name] is not None
+    )
 
 
 def _kind_name(kind: Any) -> str:
