@@ -4,8 +4,10 @@ And links from pages to files of the repository that lie outside `docs/`.
 """
 
 import dataclasses
+import posixpath
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -15,8 +17,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from unipt_jax.config import schema
 
-# A link of Markdown to a file outside docs/.
-OUTSIDE = re.compile(r"(?<=\]\()\.\./(?=[\w.])")
+# Where a link or a picture of Markdown points to, if it is a file.
+TARGET = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^()\s#]+)")
 
 
 class Fields(SphinxDirective):
@@ -57,18 +59,40 @@ def shown(default: Any) -> str:
     return "empty" if default == "" else f"`{default}`"
 
 
-def link_outside(app: Sphinx, page: str, source: list[str]) -> None:
-    """Points links to other files of the repository at the place where it is kept."""
-    source[0] = OUTSIDE.sub(f"{app.config.repository}/blob/main/", source[0])
+def relink(text: str, folder: str, repository: str) -> str:
+    """Makes links right that are relative to `folder` of the repository, wherever they point to.
+
+    Pages link to each other; every other file is where the repository is kept.
+    """
+
+    def target(link: re.Match) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link[1]))
+        if path.startswith("docs/"):
+            return posixpath.relpath(path, "docs")
+        return f"{repository}/blob/main/{path}"
+
+    return TARGET.sub(target, text)
 
 
-def keep_layout(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def link_page(app: Sphinx, page: str, source: list[str]) -> None:
+    """Does so in a page."""
+    source[0] = relink(source[0], "docs", app.config.repository)
+
+
+def link_included(app: Sphinx, path: Path, page: str, source: list[str]) -> None:
+    """Does so in a file that a page includes."""
+    folder = posixpath.normpath(posixpath.join("docs", path.parent.as_posix()))
+    source[0] = relink(source[0], folder, app.config.repository)
+
+
+def keep_layout(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Makes an indented block of a module's docstring what it is in Markdown: preformatted."""
-    if what == "module":
-        for at in range(len(lines) - 1, 0, -1):
-            if lines[at].startswith("    ") and not lines[at - 1]:
-                if not lines[max(at - 2, 0)].startswith("    "):
-                    lines[at - 1 : at] = ["", "::", ""]
+    for at in range(len(lines) - 1, 1, -1) if what == "module" else ():
+        before, blank, line = (text[:4] for text in lines[at - 2 : at + 1])
+        if line == " " * 4 and not blank and before != line:
+            lines[at - 1 : at] = ["", "::", ""]
 
 
 def shorten(
@@ -94,7 +118,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Registers it."""
     app.add_config_value("repository", "", "env")
     app.add_directive("fields", Fields)
-    app.connect("source-read", link_outside)
+    app.connect("source-read", link_page)
+    app.connect("include-read", link_included)
     app.connect("autodoc-process-docstring", keep_layout, priority=100)  # Before Napoleon.
     app.connect("autodoc-process-signature", shorten)
     app.connect("autodoc-skip-member", skip)
