@@ -100,6 +100,7 @@ def tiny():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
 
 
 class Shell:
