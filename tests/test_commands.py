@@ -327,6 +327,10 @@ def test_every_block_says_what_it_is():
     assert [it for it in BLOCKS if it.language not in known and "{" not in it.language] == []
 
 
+def test_the_readme_shows_the_file_that_is_prepared():
+    assert document("README.md") == document("docs/data.md")
+
+
 def test_what_is_not_run_is_still_documented():
     words = {word for found in COMMANDS for word in found}
     assert set(PARSED) <= words

@@ -144,6 +144,18 @@ def test_the_repository_has_one_address(page):
         assert found in (owner, f"github.com/{owner.split('/')[0]}"), found
 
 
+def test_the_readme_compares_as_its_page_does():
+    """A row that both tables have says the same in both."""
+
+    def rows(page):
+        lines = re.findall(r"^\| ([\w -]+) \|(.*)$", page.read_text(), re.MULTILINE)
+        return {name: re.sub(r"[`]", "", cells) for name, cells in lines}
+
+    short, full = rows(ROOT / "README.md"), rows(ROOT / "docs/comparison.md")
+    both = short.keys() & full.keys()
+    assert len(both) > 5 and {name: short[name] for name in both} == {it: full[it] for it in both}
+
+
 def test_pictures_are_pictures():
     for page in READ:
         for link in re.findall(r"!\[[^\]]*\]\(([^()\s]+)\)", text_of(page)):
