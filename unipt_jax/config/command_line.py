@@ -141,7 +141,7 @@ def _require_place(workdir: epath.Path, remote: bool) -> None:
     """Refuses a work directory in an object store that cannot be reached, or written by this."""
     if is_remote(workdir) and not remote:
         raise ConfigError(
-            f"--workdir={workdir}: ArrayRecord files are written to disks alone; name a local "
+            f"--workdir={workdir}: files of this kind are written to disks alone; name a local "
             "directory, and copy what is then in it (gcloud storage rsync -r)"
         )
     require_reachable(workdir)

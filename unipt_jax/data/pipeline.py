@@ -47,13 +47,11 @@ class Preprocess:
         fill: RGB, 0..255, of pixels that these pad, rotate in or erase: the model's mean pixel,
             by default that of mean 0.5. (TBPS-CLIP's code takes black; IRRA's pads with black, and
             erases with (156, 147, 133), since its mean is put in after normalisation.)
-        text_noise: what becomes of the text.
-            none: it is the caption.
-            mask: it is the masked copy, as IRRA's code has it. `text` and `masked_text` are equal
-                then, and an objective may encode either of them for all of its losses.
-            corrupt: `text_noise.corrupt_tokens`, as RDE. Its wrong tokens would be labels of the
-                language model, too, which RDE does without.
-            delete: `text_noise.delete_words`, as TBPS-CLIP.
+        text_noise: what becomes of the text. "none": it is the caption. "mask": it is the masked
+            copy, as IRRA's code has it; `text` and `masked_text` are equal then, and an objective
+            may encode either of them for all of its losses. "corrupt": `text_noise.corrupt_tokens`,
+            as RDE; its wrong tokens would be labels of the language model, too, which RDE does
+            without. "delete": `text_noise.delete_words`, as TBPS-CLIP.
         text_noise_probability: of a token to be corrupted (RDE: 0.2), or of a word to be deleted
             (TBPS-CLIP: 0.05), in 0..1.
     """
