@@ -428,13 +428,21 @@ def test_a_minimal_configuration_gets_every_default(stage):
     assert schema.build(schema.to_dict(config)) == config
 
 
+ASKED = {"query": "a man", "clip": "DIR"}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"query": "a man", "picture": "a.jpg"}, "query and picture are both set"),
-        ({"where": ["gender=male", "red"]}, "where='red': expected ATTRIBUTE=PHRASE"),
-        ({"where": ["gender="]}, "where='gender=': expected"),
-        ({"where": ["=male"]}, "where='=male': expected"),
+        ({"where": ["gender=male"]}, "where is set, but neither query nor picture"),
+        ({"without": "a hat"}, "without is set, but neither"),
+        ({"sheet": "a.png"}, "sheet is set, but neither"),
+        (ASKED | {"sheet": "a.gif"}, "sheet='a.gif': expected a name that ends in .png"),
+        ({"query": "a man", "where": ["gender=male"]}, "where needs clip"),
+        (ASKED | {"where": ["gender=male", "red"]}, "where='red': expected ATTRIBUTE=PHRASE"),
+        (ASKED | {"where": ["gender="]}, "where='gender=': expected"),
+        (ASKED | {"where": ["=male"]}, "where='=male': expected"),
     ],
 )
 def test_a_search_asks_for_one_thing(values, message):

@@ -12,6 +12,7 @@ from tests.search.conftest import SAMPLE
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.search import app
+from unipt_jax.search.gallery import Gallery
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -22,11 +23,15 @@ RED = "a woman with long dark hair in a red jacket and jeans"
 MINUTE = 60_000  # milliseconds; other tests may run beside this one
 
 
-@pytest.fixture(scope="module")
-def address(gallery):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(gallery):
+    port = free_port()
     served = app.serve(gallery, host="127.0.0.1", port=port, wait=False)
     yield f"http://127.0.0.1:{port}"
     served.close(verbose=False)
@@ -85,7 +90,8 @@ def look_at(page, rank):
 
 @needs_chromium
 def test_a_sentence_finds_the_right_person_and_a_click_tells_of_them(visit):
-    search(visit, RED)
+    visit.fill("#query textarea", RED)
+    visit.press("#query textarea", "Enter")
     said(visit, "10 of 396 images")
     assert results(visit).count() == 10
     assert re.fullmatch(r"1 · 0\.\d{3}", results(visit).first.inner_text())
@@ -144,6 +150,14 @@ def test_a_picture_finds_who_looks_like_it(visit):
     said(visit, "10 of 396 images")
     assert results(visit).first.inner_text() == "1 · 1.000"
     assert sorted(Path(SAMPLE).glob("08_*"))[5].name in look_at(visit, 1)
+    # What must not be there, and how many, are of the picture too.
+    visit.fill("#without input, #without textarea", "a person in a white coat")
+    visit.press("#without input, #without textarea", "Enter")
+    sync_api.expect(results(visit).first).not_to_have_text("1 · 1.000", timeout=MINUTE)
+    assert re.search(r"image\s+08_\d{4}\.jpg", look_at(visit, 1))
+    visit.locator("#shown input").click()
+    visit.get_by_role("option", name="20").click()
+    said(visit, "20 of 396 images")
 
 
 @needs_chromium
@@ -169,6 +183,27 @@ def test_a_file_that_is_no_picture_is_named(visit, tmp_path, name, content, mess
 
 
 @needs_chromium
+def test_a_removed_image_hinders_no_search(browser, model, tmp_path):
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for path in sorted(Path(SAMPLE).glob("10_*"))[:3]:
+        shutil.copy(path, folder / path.name)
+    shown = Gallery.from_images(folder, model, index_directory=tmp_path / "index")
+    first = shown.search(RED, 1)[0].path
+    port = free_port()
+    served = app.serve(shown, host="127.0.0.1", port=port, wait=False)
+    (folder / first).unlink()
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{port}")
+    page.wait_for_selector("#query textarea")
+    search(page, RED)
+    said(page, "3 of 3 images")
+    assert first in look_at(page, 1)
+    page.close()
+    served.close(verbose=False)
+
+
+@needs_chromium
 def test_an_empty_query_is_told_what_to_do(visit):
     visit.click("#search")
     said(visit, "the query is empty; describe a person")
@@ -185,11 +220,23 @@ def test_a_folder_of_ones_own_is_searched_instead(visit, tmp_path):
     visit.get_by_text("Your own folder", exact=True).click()
     visit.set_input_files("#folder input[type=file]", folder)
     assert "1 could not be read; first: torn.jpg" in said(visit, "6 images of your own")
+    assert visit.locator("#status [role=alert]").count() == 1
     search(visit, RED)
     said(visit, "6 of 6 images")
     assert re.search(r"image\s+10_", look_at(visit, 1))
     visit.get_by_role("button", name="Clear").click()
     said(visit, r"^\s*396 images")
+    search(visit, RED)
+    said(visit, "10 of 396 images")
+
+
+@needs_chromium
+def test_a_folder_without_images_is_told_so(visit, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    visit.get_by_text("Your own folder", exact=True).click()
+    visit.set_input_files("#folder input[type=file]", tmp_path)
+    told = said(visit, "none of these 1 files is called an image")
+    assert "tmp/" not in told
     search(visit, RED)
     said(visit, "10 of 396 images")
 
@@ -221,12 +268,14 @@ def test_the_page_needs_its_extra_and_the_terminal_does_not(monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'unipt-jax\[search\]'"):
         app.check(config(), None)
     app.check(config(query="a man"), None)
-    app.check(config(picture="a.jpg"), None)
+    app.check(config(picture=str(next(Path(SAMPLE).iterdir()))), None)
 
 
 def test_a_folder_that_is_not_there_is_named():
     with pytest.raises(DataError, match="images=nowhere: no such folder"):
         app.check(config(images="nowhere"), None)
+    with pytest.raises(DataError, match=r"picture=nowhere\.jpg: no such file"):
+        app.check(config(picture="nowhere.jpg"), None)
 
 
 def test_a_port_that_is_taken_is_named(gallery):
@@ -234,8 +283,13 @@ def test_a_port_that_is_taken_is_named(gallery):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port={port}.*choose others"):
+        message = f"host=127.0.0.1, port={port}: Address already in use; choose another"
+        with pytest.raises(ConfigError, match=message):
             app.serve(gallery, host="127.0.0.1", port=port, wait=False)
+        with pytest.raises(ConfigError, match=message):
+            app.check(config(port=port), None)
+    with pytest.raises(ConfigError, match=r"host=nowhere\.invalid"):
+        app.check(config(host="nowhere.invalid"), None)
 
 
 def test_too_many_files_are_refused(gallery, tmp_path):

@@ -127,9 +127,26 @@ def test_without_is_the_formula(gallery, model):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "a woman, in a red jacket; 30 years old (with jeans)!",
+        "a WOMAN's red jacket",
+        "an élégante woman in a red jacket",
+        "a woman\nin a red\tjacket",
+        "a woman in a red jacket \udcff",
+        "a woman in a red jacket " * 100,
+    ],
+)
+def test_sentences_as_people_type_them(gallery, text):
+    assert "10" in [person(hit) for hit in gallery.search(text, 5)]
+
+
+@pytest.mark.parametrize(
     ("ask", "message"),
     [
         (lambda g: g.search("  "), "the query is empty"),
+        (lambda g: g.search("日本"), "the model knows no word of '日本'"),
+        (lambda g: g.search(RED, without="日本"), "the model knows no word of '日本'"),
         (lambda g: g.search(RED, 0), "k=0"),
         (lambda g: g.search(RED, where={"gendre": "male"}), "did you mean 'gender'"),
         (lambda g: g.search(RED, where={"gender": "males"}), "did you mean 'male'"),
@@ -171,6 +188,17 @@ def test_the_cache_keeps_an_index_of_each_folder_and_model(model, tmp_path, monk
     assert places() == [first]
     unipt_jax.Gallery.from_images(folder, model, clip=model)
     assert len(places()) == 2
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(DataError, match="no home directory to keep an index in"):
+        unipt_jax.Gallery.from_images(folder, model)
+
+
+def test_a_gallery_shows_its_images_from_wherever(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(SAMPLE).parent)
+    found = unipt_jax.Gallery.from_images("imgs", model, index_directory=tmp_path / "index")
+    monkeypatch.chdir(tmp_path)
+    assert found.image(0).shape[2] == 3
 
 
 def test_other_images_by_the_same_models(gallery, tmp_path):

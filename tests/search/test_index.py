@@ -1,6 +1,8 @@
 """The index: equal to encoding everything anew, whatever became of the folder and of builds."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -15,7 +17,7 @@ from tests.search.conftest import SAMPLE
 from unipt_jax.captioning import runner
 from unipt_jax.config import schema
 from unipt_jax.core.errors import DataError
-from unipt_jax.search import index
+from unipt_jax.search import index, neighbours
 
 NAMES = sorted(path.name for path in Path(SAMPLE).iterdir())
 
@@ -38,9 +40,9 @@ def place(tmp_path):
 
 def found(built):
     """What an index holds: each path's features."""
-    return {
-        row["image"]: built.features[n] for row, n in zip(built.rows, built.numbers, strict=True)
-    }
+    # Copies: the file that is mapped into memory may be cut by a test.
+    pairs = zip(built.rows, built.numbers, strict=True)
+    return {row["image"]: np.array(built.features[number]) for row, number in pairs}
 
 
 def expected(folder, model):
@@ -128,6 +130,98 @@ def test_unreadable_images_are_named_and_left_out(folder, place, model):
     assert "notes.jpg" in found(built) and len(built.faults) == 2
 
 
+def test_a_change_of_equal_size_is_seen(tmp_path, place, model):
+    """Two pictures of one size in bytes: the clock tells."""
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for colour in ("red", "blue"):
+        time.sleep(0.01)
+        Image.new("RGB", (8, 16), colour).save(folder / "a.bmp")
+        built = index.build(folder, place, model)
+        assert_same(found(built), {"a.bmp": model.encode_images([folder / "a.bmp"])[0]})
+
+
+def test_what_could_not_be_read_is_tried_again(folder, place, model, monkeypatch):
+    """A permission, a lost mount: the file itself need not change."""
+    whole, read_bytes = expected(folder, model), Path.read_bytes
+
+    def fail(path):
+        if path.name == NAMES[20]:
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        built = index.build(folder, place, model)
+    assert built.faults == (f"{NAMES[20]}: cannot be read (Permission denied)",)
+    built = index.build(folder, place, model)
+    assert not built.faults
+    assert_same(found(built), whole)
+
+
+def test_a_pipe_is_not_waited_for(folder, place, model):
+    os.mkfifo(folder / "pipe.jpg")
+    assert index.build(folder, place, model).faults == ("pipe.jpg: is no file",)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(folder, place, model, monkeypatch):
+    def full(path, rows):
+        with path.open("ab") as file:
+            file.write(b'{"image": "unfin')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "append_json_lines", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            index.build(folder, place, model)
+    assert caught.value.filename == str(place)
+    assert_same(found(index.build(folder, place, model)), expected(folder, model))
+
+
+def test_an_index_that_cannot_be_written_is_read(folder, place, model):
+    whole = found(index.build(folder, place, model))
+    (place / "lock").unlink()
+    (place / "lock").mkdir()  # Even root cannot open it.
+    assert_same(found(index.build(folder, place, model)), whole)
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below"])
+def test_a_place_that_cannot_be_is_named(folder, tmp_path, model, name):
+    (tmp_path / "a file").touch()
+    with pytest.raises(DataError, match=r"a file.* cannot hold an index .*; name another"):
+        index.build(folder, tmp_path / name, model)
+
+
+def test_a_folder_of_images_is_left_as_it_is(folder, model):
+    """Named as the index's place by mistake."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(DataError, match="is no index"):
+        index.build(folder, folder, model)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_names_may_be_any_bytes(tmp_path, place, model):
+    """Not UTF-8, a new line, brackets; and the folder's too."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    names = [b"\xff.jpg", b"a\nb.jpg", b"[red].jpg", "日本.jpg".encode()]
+    for name in names:
+        shutil.copy(f"{SAMPLE}/{NAMES[0]}", folder / os.fsdecode(name))
+    for _ in range(2):
+        built = index.build(folder, place, model)
+        assert {os.fsencode(row["image"]) for row in built.rows} == set(names)
+
+
+def test_cut_rows_are_forgotten_by_the_lists_too(folder, place, model):
+    index.build(folder, place, model)
+    (place / neighbours.APPROXIMATE).touch()
+    index.build(folder, place, model)
+    assert (place / neighbours.APPROXIMATE).exists()
+    os.truncate(place / index.FEATURES, 100)
+    index.build(folder, place, model)
+    assert not (place / neighbours.APPROXIMATE).exists()
+
+
 def test_of_nothing_there_is_no_index(tmp_path, place, model):
     with pytest.raises(DataError, match="no such folder"):
         index.build(tmp_path / "none", place, model)
@@ -147,6 +241,9 @@ def test_an_index_of_something_else_is_refused(folder, place, tmp_path, model):
     with pytest.raises(DataError, match="index of another folder"):
         index.build(other, place, model)
     origin = json.loads((place / index.ORIGIN).read_text())
+    (place / index.ORIGIN).write_text("[]")
+    with pytest.raises(DataError, match=r"index\.json is damaged; remove"):
+        index.build(folder, place, model)
     (place / index.ORIGIN).write_text(json.dumps(origin | {"model": "0"}))
     with pytest.raises(DataError, match="index of another model"):
         index.build(folder, place, model)

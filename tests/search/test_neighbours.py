@@ -87,6 +87,29 @@ def test_lists_are_kept_and_take_new_rows(clustered, tmp_path):
     assert share_found(made, clustered, np.arange(6000)) > 0.95
 
 
+@pytest.mark.parametrize("damage", [b"", b"IwSq", None])
+def test_damaged_lists_are_made_again(clustered, tmp_path, damage):
+    pytest.importorskip("faiss")
+    path = tmp_path / neighbours.APPROXIMATE
+    neighbours.Neighbours(clustered, np.arange(6000), tmp_path)
+    path.write_bytes(path.read_bytes()[:5000] if damage is None else damage)
+    made = neighbours.Neighbours(clustered, np.arange(6000), tmp_path)
+    assert share_found(made, clustered, np.arange(6000)) > 0.95
+
+
+def test_lists_of_more_rows_than_there_are_are_made_again(clustered, tmp_path):
+    pytest.importorskip("faiss")
+    neighbours.Neighbours(clustered, np.arange(6000), tmp_path)
+    made = neighbours.Neighbours(clustered[::2], np.arange(3000), tmp_path)
+    assert share_found(made, clustered[::2], np.arange(3000)) > 0.95
+
+
+def test_many_are_found_where_many_are_asked_for(clustered, tmp_path):
+    pytest.importorskip("faiss")
+    made = neighbours.Neighbours(clustered, np.arange(6000), tmp_path)
+    assert len(made.nearest(clustered[0], 5000)[0]) == 5000
+
+
 def test_what_is_not_allowed_is_not_found(clustered, tmp_path):
     pytest.importorskip("faiss")
     made = neighbours.Neighbours(clustered, np.arange(6000), tmp_path)

@@ -32,6 +32,14 @@ def test_the_table_has_ranks_scores_and_whole_paths():
     ]
 
 
+@pytest.mark.parametrize("name", ["a\nb.jpg", "\udcff.jpg", "\x1b[31m.jpg", "日本\u202e.jpg"])
+def test_no_name_breaks_a_line_or_a_terminal(name):
+    text = printed(terminal.table(name, [Hit(0, name, 0.5, "", {})], 3), 200)
+    text.encode("utf-8", "strict")
+    assert len([line for line in text.splitlines() if line.startswith("│")]) == 1
+    assert all(each.isprintable() for line in text.splitlines() for each in line)
+
+
 def test_a_narrow_terminal_loses_no_letter_of_a_path():
     text = printed(terminal.table("q", HITS, 3), 40)
     cells = "".join(line.split("│")[3].strip() for line in text.splitlines() if "│" in line)
@@ -89,10 +97,18 @@ def test_pictures_keep_their_proportions():
     assert terminal.fitted(np.zeros((4000, 2, 3), np.uint8), 96, 216).size == (1, 216)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("b.JPG", "JPEG"), ("c", "PNG")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.PNG", "PNG"), ("b.JPG", "JPEG"), ("c.jpeg", "JPEG")]
+)
 def test_the_sheet_is_of_the_kind_that_its_name_says(tmp_path, name, kind):
     terminal.write_sheet(Coloured(), HITS, tmp_path / "new" / name)
     assert Image.open(tmp_path / "new" / name).format == kind
+
+
+def test_a_jpeg_cannot_be_of_any_height(tmp_path):
+    many = [Hit(number % 5, "", 0.5, "", {}) for number in range(2730)]
+    with pytest.raises(DataError, match=r"2730 images are too many for a JPEG; take \.png"):
+        terminal.write_sheet(Coloured(), many, tmp_path / "a.jpg")
 
 
 def test_of_nothing_there_is_no_sheet(tmp_path):

@@ -16,6 +16,7 @@ from unipt_jax.captioning.lexicon import Lexicon
 from unipt_jax.core import trees
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import batch_sharding
+from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoder
 
 
@@ -70,13 +71,14 @@ class Captioner:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells its judgements from others': weights, prompts and threshold."""
+        """What tells its judgements from others': weights, how they are used, and prompts."""
         prompts = [
             each.prompts(wrapper)
             for each in self._words.sets.values()
             for wrapper in self._wrappers
         ]
-        asked = json.dumps([prompts, self._threshold]).encode()
+        spec = specs.to_dict(self._clip.model.spec)
+        asked = json.dumps([spec, prompts, self._threshold]).encode()
         return trees.fingerprint([np.frombuffer(asked, np.uint8), self._clip.params])
 
     @cached_property

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 LISTING = "images.list"  # Paths, each ended by a zero byte, the one that no path can hold.
 
-_SUFFIXES = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
+SUFFIXES = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
 _CHUNK = 1 << 24  # bytes
 
 
@@ -72,7 +72,7 @@ def open_source(images: str, workdir: Path) -> Source:
 
 def no_image(images: str) -> DataError:
     """Returns the error of a folder or list without an image in it."""
-    return DataError(f"images={images}: no image is in there ({', '.join(sorted(_SUFFIXES))})")
+    return DataError(f"images={images}: no image is in there ({', '.join(sorted(SUFFIXES))})")
 
 
 def log_others(others: Counter[str]) -> None:
@@ -91,7 +91,7 @@ def require_place(images: str) -> None:
     """
     if not Path(images).exists():
         raise DataError(f"images={images}: no such folder, list or prepared data set")
-    if Path(images).is_file() and Path(images).suffix.lower() in _SUFFIXES:
+    if Path(images).is_file() and Path(images).suffix.lower() in SUFFIXES:
         raise DataError(f"images={images} is one image; name its folder, or a list of paths")
     if (Path(images) / builders.MANIFEST).is_file():
         stored = builders.read_manifest(images)["pixels"]
@@ -184,7 +184,7 @@ def walk(folder: Path, others: Counter[str]) -> Iterator[str]:
         folders.sort()
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
-            if suffix in _SUFFIXES:
+            if suffix in SUFFIXES:
                 yield os.path.relpath(os.path.join(directory, name), folder)
             else:
                 others[suffix or "without suffix"] += 1

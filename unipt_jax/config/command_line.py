@@ -72,7 +72,7 @@ def main(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    for name in ("fsspec", "gcsfs", "jax"):  # They tell of every file and program.
+    for name in ("fsspec", "gcsfs", "httpx", "jax"):  # They tell of every file and program.
         logging.getLogger(name).setLevel(logging.WARNING)
     # Orbax warns of what it was asked for, such as a directory that is only read.
     logging.getLogger("absl").setLevel(logging.ERROR)

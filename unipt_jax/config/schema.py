@@ -730,6 +730,13 @@ class Search:
         """Checks what no single field can show."""
         if self.query and self.picture:
             raise ConfigError("query and picture are both set; ask for one of them")
+        for name in ("where", "without", "sheet"):
+            if getattr(self, name) and not (self.query or self.picture):
+                raise ConfigError(f"{name} is set, but neither query nor picture: ask for someone")
+        if self.sheet and not self.sheet.lower().endswith((".png", ".jpg", ".jpeg")):
+            raise ConfigError(f"sheet={self.sheet!r}: expected a name that ends in .png or .jpg")
+        if self.where and not self.clip:
+            raise ConfigError("where needs clip, which finds the attributes; `demo` has one")
         wrong = [each for each in self.where if not all(each.partition("="))]
         if wrong:
             raise ConfigError(f"where={wrong[0]!r}: expected ATTRIBUTE=PHRASE, as gender=female")

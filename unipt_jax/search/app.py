@@ -4,6 +4,7 @@ import functools
 import html
 import importlib.util
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,12 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
+from unipt_jax.captioning.sources import SUFFIXES
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError, UserError
 from unipt_jax.data import images
 from unipt_jax.search.gallery import Gallery, Hit
-from unipt_jax.search.terminal import fitted
+from unipt_jax.search.terminal import fitted, printable
 
 EXAMPLES = (
     "a woman with long dark hair in a red jacket and jeans",
@@ -29,9 +31,10 @@ EXAMPLES = (
 # Of what people send: files, and bytes of each.
 MOST_FILES, MOST_BYTES = 2_000, 20 << 20
 
+SHOWN = (5, 10, 20, 50)
+
 _THUMBNAIL, _PICTURE = (128, 256), (256, 512)  # pixels, width and height
-_MOST_SHOWN = 50
-_KEPT = 3_600  # seconds for which a folder that was sent is kept after it was last used
+_KEPT = 3_600  # seconds for which a picture that was shown or sent is kept
 _CSS = """
 .gradio-container {max-width: 1280px !important; margin: auto}
 #status .problem {color: #b3261e; font-weight: 600}
@@ -51,12 +54,28 @@ def check(config: schema.Search, resumed: epath.PathLike | None) -> None:
     """Raises what is wrong before any image is encoded."""
     if not Path(config.images).is_dir():
         raise DataError(f"images={config.images}: no such folder")
-    page = not (config.query or config.picture)
-    if page and importlib.util.find_spec("gradio") is None:
+    if config.picture and not Path(config.picture).is_file():
+        raise DataError(f"picture={config.picture}: no such file")
+    if config.query or config.picture:
+        return
+    if importlib.util.find_spec("gradio") is None:
         raise ConfigError(
             "the page needs pip install 'unipt-jax[search]'; --config.query='a man in red' answers "
             "in the terminal without it"
         )
+    _require_free(config.host, config.port)
+
+
+def _require_free(host: str, port: int) -> None:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            # A page that has just ended still holds its port for a while, which is no hindrance.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"host={host}, port={port}: {why}; choose another") from None
 
 
 def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
@@ -67,25 +86,23 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
     """
     import gradio as gr  # slow to import, and an extra
 
+    _require_free(host, port)
     gallery.search(EXAMPLES[0], 1)  # Compiled before the first visitor waits for it.
     made = page(gallery)
-    try:
-        made.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=True,
-            share=False,
-            ssr_mode=False,
-            max_file_size=MOST_BYTES,
-            footer_links=[],
-            css=_CSS,
-            # The default one asks Google for its fonts.
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        )
-    except OSError as error:
-        raise ConfigError(f"host={host}, port={port}: {error}; choose others") from None
+    made.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        share=False,
+        ssr_mode=False,
+        max_file_size=MOST_BYTES,
+        footer_links=[],
+        css=_CSS,
+        # The default one asks Google for its fonts.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )
     print(f"search page: http://{host}:{port} (Ctrl+C ends it)", flush=True)
     if wait:
         made.block_thread()
@@ -104,21 +121,27 @@ def page(gallery: Gallery) -> Any:
         delete_cache=(_KEPT, _KEPT),
     ) as made:
         # What a visitor's own folder is, the query, what it found and which of that is looked at.
-        folder, query = gr.State(None, time_to_live=_KEPT), gr.State(None)
+        # They go an hour after the visitor has.
+        folder, query = gr.State(None), gr.State(None)
         hits, chosen = gr.State([]), gr.State(None)
         gr.Markdown("# Find a person\nDescribe whom you look for, or show a picture.")
         examples = gr.Row()  # Filled once there is what they fill.
         with gr.Row(elem_id="main"):
             with gr.Column(scale=1, min_width=300):
                 text = gr.Textbox(
-                    label="Description", placeholder=EXAMPLES[0], lines=2, elem_id="query"
+                    # With more lines than one Enter would not search.
+                    label="Description",
+                    placeholder=EXAMPLES[0],
+                    lines=1,
+                    max_lines=4,
+                    elem_id="query",
                 )
                 without = gr.Textbox(label="Without", placeholder="a hat", elem_id="without")
                 button = gr.Button("Search", variant="primary", elem_id="search")
                 picture = gr.File(
                     label="Or drop a picture of a person", height=150, elem_id="picture"
                 )
-                k = gr.Slider(1, _MOST_SHOWN, 10, step=1, label="People to show")
+                k = gr.Dropdown(SHOWN, value=10, label="People to show", elem_id="shown")
                 with gr.Accordion("Attributes", open=False, visible=bool(choices)), gr.Row():
                     filters = {name: _filter(gr, name, counts) for name, counts in choices.items()}
                 with gr.Accordion("Your own folder", open=False):
@@ -129,7 +152,7 @@ def page(gallery: Gallery) -> Any:
                         elem_id="folder",
                     )
             with gr.Column(scale=3, min_width=320):
-                status = gr.HTML(_said(f"{len(gallery):,} images."), elem_id="status")
+                status = gr.HTML(_greeting(gallery), elem_id="status")
                 results = gr.Gallery(
                     show_label=False,
                     object_fit="contain",
@@ -153,11 +176,12 @@ def page(gallery: Gallery) -> Any:
             how = functools.partial(_answer, gallery, tuple(filters), ask, len(inputs))
             event(how, [folder, *inputs, *settings], answer, show_progress="minimal")
 
-        for event in (button.click, text.submit, without.submit):
+        for event in (button.click, text.submit):
             on(event, _by_text, text)
+        on(without.submit, _again_or_by_text, query, text)
         on(picture.upload, _by_picture, picture)
         on(more.click, _by_likeness, chosen)
-        for setting in (k.release, *(each.input for each in filters.values())):
+        for setting in (k.input, *(each.input for each in filters.values())):
             on(setting, _again, query)
         with examples:
             offered = gr.Examples([[each] for each in EXAMPLES], [text], label="Examples")
@@ -166,12 +190,8 @@ def page(gallery: Gallery) -> Any:
         @results.select(inputs=[folder, hits], outputs=[chosen, large, about, details])
         def look(event: gr.SelectData, folder: Any, hits: list[Hit]) -> tuple[Any, ...]:
             hit = hits[event.index]
-            return (
-                hit.number,
-                fitted(_in_use(gallery, folder).image(hit.number), *_PICTURE),
-                _about(hit),
-                _shown(True),
-            )
+            picture = _picture(_in_use(gallery, folder), hit, *_PICTURE)
+            return hit.number, picture, _about(hit), _shown(True)
 
         opened = [folder, *answer, *filters.values()]
         files.upload(functools.partial(_open, gallery, tuple(filters)), [files], opened)
@@ -200,6 +220,10 @@ def _again(gallery: Gallery, query: Any) -> Any:
     return query
 
 
+def _again_or_by_text(gallery: Gallery, query: Any, text: str) -> Any:
+    return _by_text(gallery, text) if query is None else query
+
+
 def _answer(
     own: Gallery, names: Sequence[str], ask: Callable[..., Any], count: int, *values: Any
 ) -> tuple[Any, ...]:
@@ -219,7 +243,10 @@ def _answer(
         where = {name: each for name, each in zip(names, chosen, strict=True) if each}
         hits = gallery.find(query, int(k), without=without, where=where)
         took = 1000 * (time.perf_counter() - started)
-        shown = [(_thumbnail(gallery, hit), _label(rank, hit)) for rank, hit in enumerate(hits, 1)]
+        shown = [
+            (_picture(gallery, hit, *_THUMBNAIL), f"{rank} · {hit.score:.3f}")
+            for rank, hit in enumerate(hits, 1)
+        ]
     except UserError as error:
         return gr.skip(), gr.skip(), gr.skip(), _said(str(error), problem=True), gr.skip()
     told = f"{len(hits)} of {len(gallery):,} images, in {took:.0f} ms."
@@ -236,6 +263,11 @@ def _open(own: Gallery, names: Sequence[str], files: Sequence[str]) -> tuple[Any
                 f"{len(files):,} files are more than the {MOST_FILES:,} that this page takes; "
                 "start it on that folder: --config.images=DIR"
             )
+        if not any(Path(file).suffix.lower() in SUFFIXES for file in files):
+            raise DataError(
+                f"none of these {len(files):,} files is called an image "
+                f"({', '.join(sorted(SUFFIXES))})"
+            )
         place = tempfile.TemporaryDirectory(prefix="unipt_jax_")
         sent = Path(place.name) / "images"
         for number, file in enumerate(files):
@@ -245,27 +277,25 @@ def _open(own: Gallery, names: Sequence[str], files: Sequence[str]) -> tuple[Any
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
         gallery = own.of_other_images(sent, Path(place.name) / "index")
-    except UserError as error:
+    except (UserError, OSError) as error:
         return (
             (gr.skip(),) * 4 + (_said(str(error), problem=True),) + (gr.skip(),) * (1 + len(names))
         )
-    told = f"{len(gallery):,} images of your own."
-    if gallery.faults:
-        told += f" {len(gallery.faults)} could not be read; first: {gallery.faults[0]}"
-    return (gallery, place), *_emptied(gallery, names, _said(told, problem=bool(gallery.faults)))
+    return (gallery, place), *_emptied(gallery, names, " of your own")
 
 
 def _close(own: Gallery, names: Sequence[str]) -> tuple[Any, ...]:
-    return None, *_emptied(own, names, _said(f"{len(own):,} images."))
+    return None, *_emptied(own, names)
 
 
-def _emptied(gallery: Gallery, names: Sequence[str], status: str) -> tuple[Any, ...]:
+def _emptied(gallery: Gallery, names: Sequence[str], whose: str = "") -> tuple[Any, ...]:
     """Returns what the page holds where nothing was asked of a gallery yet."""
     import gradio as gr
 
     choices = gallery.choices()
-    filters = [gr.update(choices=_counted(choices.get(name, {})), value=[]) for name in names]
-    return None, [], [], status, _shown(False), *filters
+    counts = [choices.get(name, {}) for name in names]
+    filters = [gr.update(choices=_counted(it), value=[], visible=bool(it)) for it in counts]
+    return None, [], [], _greeting(gallery, whose), _shown(False), *filters
 
 
 def _in_use(own: Gallery, folder: tuple[Gallery, Any] | None) -> Gallery:
@@ -277,7 +307,14 @@ def _in_use(own: Gallery, folder: tuple[Gallery, Any] | None) -> Gallery:
 
 def _said(text: str, *, problem: bool = False) -> str:
     kind = ' class="problem" role="alert"' if problem else ' role="status"'
-    return f"<div{kind}>{html.escape(text)}</div>"
+    return f"<div{kind}>{html.escape(printable(text))}</div>"
+
+
+def _greeting(gallery: Gallery, whose: str = "") -> str:
+    told = f"{len(gallery):,} images{whose}."
+    if gallery.faults:
+        told += f" {len(gallery.faults):,} could not be read; first: {gallery.faults[0]}"
+    return _said(told, problem=bool(gallery.faults))
 
 
 def _shown(visible: bool) -> Any:
@@ -302,16 +339,16 @@ def _counted(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(f"{phrase} ({count:,})", phrase) for phrase, count in counts.items()]
 
 
-def _label(rank: int, hit: Hit) -> str:
-    return f"{rank} · {hit.score:.3f}"
-
-
-def _thumbnail(gallery: Gallery, hit: Hit) -> Image.Image:
-    return fitted(gallery.image(hit.number), *_THUMBNAIL)
+def _picture(gallery: Gallery, hit: Hit, width: int, height: int) -> Image.Image:
+    """Returns an image of the gallery; a grey one where it was removed since it was indexed."""
+    try:
+        return fitted(gallery.image(hit.number), width, height)
+    except DataError:
+        return Image.new("RGB", (width, height), "lightgrey")
 
 
 def _about(hit: Hit) -> str:
-    rows = [("image", hit.path), ("score", f"{hit.score:.3f}")]
+    rows = [("image", printable(hit.path)), ("score", f"{hit.score:.3f}")]
     rows += [
         (name.replace("_", " "), f"{chosen['phrase']} ({chosen['probability']:.0%})")
         for name, chosen in hit.attributes.items()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ class Hit:
     Attributes:
         number: of the image in the gallery, from 0.
         path: of the image, relative to the gallery's folder.
-        score: cosine between it and the query, -1 to 1.
+        score: cosine between it and the query, -1 to 1; NaN where there is no query.
         caption: the captioner's sentence; empty without one.
         attributes: of each attribute the captioner's `phrase` (None where it sees none) and its
             `probability`; empty without a captioner.
@@ -188,10 +189,14 @@ class Gallery:
         """Embeds a sentence; the result has length 1.
 
         Raises:
-            DataError: it is empty.
+            DataError: it is empty, or the model knows no word of it.
         """
         if not text.strip():
             raise DataError("the query is empty; describe a person: 'a woman with a red bag'")
+        text = text.encode("utf-8", "replace").decode()  # A terminal may pass on other bytes.
+        tokenizer, length = self._encoder.processor.tokenizer, self._encoder.processor.length
+        if np.array_equal(tokenizer.encode(text, length), tokenizer.encode("", length)):
+            raise DataError(f"the model knows no word of {text!r}; say it in its language")
         return self._encoder.encode_texts([text])[0]
 
     def encode_image(self, image: ImageLike) -> Float[np.ndarray, " D"]:
@@ -234,7 +239,7 @@ class Gallery:
         if not 0 <= number < len(self):
             raise DataError(f"image {number}: the gallery has images 0 to {len(self) - 1}")
 
-    def hit(self, number: int, score: float = 1.0) -> Hit:
+    def hit(self, number: int, score: float = math.nan) -> Hit:
         """Returns what is known of an image.
 
         Raises:
@@ -288,7 +293,7 @@ def _captioner(
 ) -> Captioner:
     """Returns a captioner with the English attributes; what is the model itself is loaded once."""
     if not isinstance(clip, Encoder):
-        clip = encoder if clip == model else load(clip)
+        clip = encoder if str(clip) == str(model) else load(clip)
     require_temperature(clip.model)
     return Captioner(
         Clip(clip.model, clip.params, clip.encode_texts),
@@ -299,8 +304,15 @@ def _captioner(
 
 def _cached(folder: Path, encoder: Encoder, captioner: Captioner | None) -> Path:
     """Returns the place of an index in the user's cache."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parts = [str(folder.resolve()), index.fingerprint(encoder)]
-    parts += [captioner.fingerprint] if captioner else []
-    key = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise DataError(
+            "there is no home directory to keep an index in; name a place: --workdir, "
+            "index_directory or XDG_CACHE_HOME"
+        ) from None
+    parts = [index.fingerprint(encoder)]
+    parts += [captioner.fingerprint, index.words()] if captioner else []
+    named = os.fsencode(folder.resolve()) + "\n".join(parts).encode()
+    key = hashlib.blake2b(named, digest_size=8).hexdigest()
     return caches / "unipt_jax" / key

@@ -9,6 +9,7 @@ import array
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 from collections import Counter
@@ -21,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from unipt_jax.captioning import sources
+from unipt_jax.captioning import lexicon, sources
 from unipt_jax.captioning.captioner import Captioner
 from unipt_jax.captioning.runner import Progress, load_batches
 from unipt_jax.core import trees
@@ -32,6 +33,7 @@ from unipt_jax.data import images
 from unipt_jax.encoder import Encoder
 from unipt_jax.models import specs
 from unipt_jax.models.heads import unit_rows
+from unipt_jax.search.neighbours import APPROXIMATE
 
 FEATURES, ROWS, ORIGIN = "features.f32", "images.jsonl", "index.json"
 
@@ -103,18 +105,22 @@ def build(
         batch_size: images at a time, over all local devices, of which it becomes a multiple.
 
     Raises:
-        DataError: `folder` is none, or holds no image that can be read; or `place` holds an index
-            of another model, captioner or folder, or something else.
+        DataError: `folder` is none, or holds no image that can be read; or `place` cannot be
+            written to, or holds an index of another model, captioner or folder, or something else.
+        OSError: the storage fails; the next build goes on where this one ended.
     """
     if not folder.is_dir():
         raise DataError(f"images={folder}: no such folder")
+    folder = folder.resolve()  # The working directory may be another when an image is shown.
     origin = {
         "format": _FORMAT,
-        "folder": str(folder.resolve()),
+        "folder": os.fsencode(folder).decode("utf-8", "backslashreplace"),
         "model": fingerprint(encoder),
         "captioner": captioner.fingerprint if captioner else None,
+        "lexicon": words() if captioner else None,
     }
     width = encoder.model.spec.embedding_dim
+    _require_index(place)
     with _alone(place):
         _require_same(place, origin)
         others: Counter[str] = Counter()
@@ -152,25 +158,47 @@ def fingerprint(encoder: Encoder) -> str:
     return trees.fingerprint([np.frombuffer(description.encode(), np.uint8), encoder.params])
 
 
+def words() -> str:
+    """Returns what tells the words that captions are made of from others."""
+    return hashlib.blake2b(Path(lexicon.ENGLISH).read_bytes(), digest_size=16).hexdigest()
+
+
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Lets one process at a time write to an index."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Lets one process at a time write to an index; one that cannot does not wait."""
+    with contextlib.ExitStack() as stack:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((place / "lock").open("w"))
+        except OSError as error:
+            if not (place / ORIGIN).exists():
+                raise DataError(
+                    f"{place} cannot hold an index ({error.strerror}); name another directory: "
+                    "--workdir, or index_directory"
+                ) from None
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _require_index(place: Path) -> None:
+    """Checks, before anything is written there, that a directory is an index, empty or new."""
+    if place.is_dir() and not (place / ORIGIN).exists():
+        others = sorted(child.name for child in place.iterdir() if child.name != "lock")
+        if others:
+            raise DataError(
+                f"{place} is no index: it holds {others[0]}; name an empty or a new directory"
+            )
 
 
 def _require_same(place: Path, origin: dict[str, Any]) -> None:
     """Checks that an index was made of the same things, and marks a new one."""
     path = place / ORIGIN
     if not path.exists():
-        if others := sorted(child.name for child in place.iterdir() if child.name != "lock"):
-            raise DataError(
-                f"{place} is no index: it holds {others[0]}; name an empty or a new directory"
-            )
         write_json(path, origin)
     before = read_json(path)
+    if not isinstance(before, dict):
+        raise DataError(f"{path} is damaged; remove {place} and index again")
     changed = [name for name, value in origin.items() if before.get(name) != value]
     if changed:
         raise DataError(
@@ -201,7 +229,8 @@ def _scan(place: Path, width: int) -> _Table:
     """Reads the rows that both files hold whole, and cuts off what else a kill has left."""
     features, lines = place / FEATURES, place / ROWS
     for path in (features, lines):
-        path.touch()
+        if not path.exists():
+            path.touch()
     whole = features.stat().st_size // (4 * width)
     table, start, starts = _Table(np.zeros(0), {}, {}, {}, {}, {}), 0, array.array("q")
     with lines.open("rb") as file:
@@ -216,8 +245,10 @@ def _scan(place: Path, width: int) -> _Table:
                 raise DataError(
                     f"{lines}: line {number + 1} is damaged; remove {place} and index again"
                 ) from None
-    os.truncate(features, 4 * width * len(starts))
-    os.truncate(lines, start)
+    for path, size in ((features, 4 * width * len(starts)), (lines, start)):
+        if path.stat().st_size > size:
+            os.truncate(path, size)
+            (place / APPROXIMATE).unlink(missing_ok=True)  # It may know rows that are gone.
     table.starts = np.array(starts, np.int64)
     return table
 
@@ -272,13 +303,18 @@ def _add(
             for at, (path, fault) in enumerate(zip(batch["paths"], batch["faults"], strict=True)):
                 line: dict[str, Any] = {"image": path, "stamp": stamps[path]}
                 if fault:
-                    line["fault"] = fault
+                    line["fault"] = str(fault)
+                    if isinstance(fault, _UnreadError):
+                        line["stamp"] = []  # To be tried again: the file need not change for it.
                 elif captioner:
                     line |= captioner.row(path, *(column[at] for column in judged))
                 lines.append(line)
-            with (place / FEATURES).open("ab") as file:
-                file.write(np.asarray(embedding, np.float32)[: len(lines)].tobytes())
-            append_json_lines(place / ROWS, lines)
+            try:
+                with (place / FEATURES).open("ab") as file:
+                    file.write(np.asarray(embedding, np.float32)[: len(lines)].tobytes())
+                append_json_lines(place / ROWS, lines)
+            except OSError as error:  # A full disk does not say where.
+                raise OSError(error.errno, error.strerror, str(place)) from None
             progress.advance(len(lines))
 
 
@@ -295,6 +331,10 @@ def _embedder(encoder: Encoder, mesh: Mesh) -> Callable[[np.ndarray], Float[Arra
     return lambda image: embed(params, jax.device_put(image, split))
 
 
+class _UnreadError(DataError):
+    """An image could not be read, and perhaps can be the next time."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Load:
     """Maps the numbers of a batch to pixels for the model and the captioner, padded to `rows`."""
@@ -309,12 +349,12 @@ class _Load:
         """Reads, decodes and resizes."""
         image = np.zeros((self.rows, *self.size, 3), np.uint8)
         judged = np.zeros((self.rows, *(self.judged_size or (0, 0)), 3), np.uint8)
-        faults = [""] * len(numbers)
+        faults: list[DataError | None] = [None] * len(numbers)
         for row, number in enumerate(numbers):
             try:
                 decoded = read(self.folder, self.names[number])
             except DataError as error:
-                faults[row] = str(error)
+                faults[row] = error
                 continue
             image[row] = images.resize(decoded, *self.size)
             if self.judged_size:
@@ -329,8 +369,11 @@ def read(folder: Path, name: str) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DataError: it cannot be read or decoded.
     """
+    path = folder / name
     try:
-        content = (folder / name).read_bytes()
+        if path.exists() and not path.is_file():  # A pipe would be waited for.
+            raise _UnreadError(f"{name}: is no file")
+        content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise _UnreadError(f"{name}: cannot be read ({error.strerror or error})") from None
     return images.decode(content, name)

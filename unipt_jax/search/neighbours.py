@@ -4,6 +4,7 @@ Up to `LARGE` rows a query meets every one, in blocks. Beyond that faiss, where 
 names candidates from inverted lists of 8-bit rows, and these are compared in float32.
 """
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ class Neighbours:
         if self._lists is None or len(numbers) <= LARGE:
             return exact(self._features, query, k, numbers)
         candidates = self._candidates(query, _CANDIDATES * k, numbers)
+        if len(candidates) < k:  # The lists that were looked at have no more.
+            candidates = numbers
         return exact(self._features, query, k, np.sort(candidates))
 
     def _candidates(self, query: np.ndarray, count: int, numbers: np.ndarray) -> np.ndarray:
@@ -104,10 +107,12 @@ def _open_lists(features: np.ndarray, place: Path) -> Any:
             len(features),
         )
         return None
-    path = place / APPROXIMATE
+    path, lists = place / APPROXIMATE, None
     if path.exists():
-        lists = faiss.deserialize_index(np.fromfile(path, np.uint8))
-    else:
+        # What is damaged is made again.
+        with contextlib.suppress(RuntimeError):
+            lists = faiss.deserialize_index(np.fromfile(path, np.uint8))
+    if lists is None or lists.d != features.shape[1] or lists.ntotal > len(features):
         log.info("sorting %d images into lists", len(features))
         count = 2 * round(len(features) ** 0.5)
         lists = faiss.index_factory(

@@ -19,17 +19,21 @@ log = logging.getLogger(__name__)
 
 _COLUMNS = 10
 _CELL, _GAP, _LINE = (96, 216), 8, 16  # pixels
+_MOST_JPEG = 65_500  # pixels, as libjpeg has it
 
 
 def tell_faults(gallery: Gallery) -> None:
     """Says how many images of the folder could not be read, and why the first could not."""
     if gallery.faults:
-        log.warning("%d image(s) left out; first: %s", len(gallery.faults), gallery.faults[0])
+        first = printable(gallery.faults[0])
+        log.warning("%d image(s) left out; first: %s", len(gallery.faults), first)
 
 
 def table(query: str, hits: Sequence[Hit], size: int) -> Table:
     """Returns ranks, scores, paths and, where there are any, captions."""
-    title = Text(f"{query} (among {size:,} images)")  # No markup: texts may hold brackets.
+    title = Text(
+        f"{printable(query)} (among {size:,} images)"
+    )  # No markup: texts may hold brackets.
     made = Table(title=title, title_justify="left")
     made.add_column("rank", justify="right")
     made.add_column("score", justify="right")
@@ -39,7 +43,7 @@ def table(query: str, hits: Sequence[Hit], size: int) -> Table:
     if captioned:
         made.add_column("caption")
     for rank, hit in enumerate(hits, 1):
-        cells = [str(rank), f"{hit.score:.3f}", Text(hit.path)]
+        cells = [str(rank), f"{hit.score:.3f}", Text(printable(hit.path))]
         made.add_row(*cells, *([Text(hit.caption)] if captioned else []))
     return made
 
@@ -65,6 +69,14 @@ def sheet(pictures: Sequence[np.ndarray], scores: Sequence[float]) -> Image.Imag
     return made
 
 
+def printable(text: str) -> str:
+    """Returns a text that any terminal and page can show: file names hold whatever bytes."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in whole
+    )
+
+
 def fitted(image: np.ndarray, width: int, height: int) -> Image.Image:
     """Fits uint8[H, W, 3] into so many pixels, with its proportions."""
     scale = min(width / image.shape[1], height / image.shape[0])
@@ -73,15 +85,17 @@ def fitted(image: np.ndarray, width: int, height: int) -> Image.Image:
 
 
 def write_sheet(gallery: Gallery, hits: Sequence[Hit], path: str | Path) -> None:
-    """Writes a contact sheet as PNG, or JPEG where the file's name says so.
+    """Writes a contact sheet, as PNG or JPEG, as the file's name says.
 
     Raises:
-        DataError: nothing was found, or an image can no longer be read.
+        DataError: nothing was found, an image can no longer be read, or JPEG cannot be that high.
     """
     if not hits:
         raise DataError("nothing was found, so that there is nothing to draw")
     pictures = [gallery.image(hit.number) for hit in hits]
-    kind = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    content = io.BytesIO()
-    sheet(pictures, [hit.score for hit in hits]).save(content, kind)
+    made, content = sheet(pictures, [hit.score for hit in hits]), io.BytesIO()
+    kind = "PNG" if Path(path).suffix.lower() == ".png" else "JPEG"
+    if kind == "JPEG" and made.height > _MOST_JPEG:
+        raise DataError(f"sheet={path}: {len(hits)} images are too many for a JPEG; take .png")
+    made.save(content, kind)
     write_bytes(path, content.getvalue())
