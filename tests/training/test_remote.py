@@ -106,7 +106,7 @@ def test_paths_are_absolute_as_they_are(bucket, tmp_path):
 
 
 def test_data_sets_are_written_to_disks_alone(bucket):
-    with pytest.raises(ConfigError, match=r"run: ArrayRecord files .* to disks alone"):
+    with pytest.raises(ConfigError, match=r"run: files of this kind .* to disks alone"):
         command_line._require_place(epath.Path(RUN), remote=False)
     command_line._require_place(epath.Path(RUN), remote=True)
 

@@ -183,10 +183,12 @@ def _logging_above() -> Iterator[None]:
         for handler in logging.getLogger().handlers
         if type(handler) is logging.StreamHandler
     ]
-    before = [handler.setStream(sys.stderr) for handler in handlers]
+    before = [handler.stream for handler in handlers]
+    # Not `setStream`: it would flush what may be closed, and every record has been flushed.
+    for handler in handlers:
+        handler.stream = sys.stderr
     try:
         yield
     finally:
         for handler, stream in zip(handlers, before, strict=True):
-            if stream is not None:  # None: it went there already.
-                handler.setStream(stream)
+            handler.stream = stream
