@@ -32,7 +32,11 @@ class Command(NamedTuple):
 
 def pages() -> list[Path]:
     """Returns what a user reads first and then."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "benchmarks/RESULTS.md",
+    ]
 
 
 def blocks(page: Path) -> list[Block]:

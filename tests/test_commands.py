@@ -1,9 +1,13 @@
-"""Every command of the README and of docs/, run as it stands there: at a small size.
+"""Every command of the README, of docs/ and of the benchmarks' results, as it stands there.
 
-A command is changed in three ways alone. Placeholders become small data, encoders keep their names
-but become tiny, and the fields of `SMALL` make one step of what takes hours. `runs/NAME` and
-`data/NAME` are what the documented command with that work directory makes of it. What cannot run
-here is named in `PARSED`, with the reason; its arguments are checked.
+Those of launch/ are run at a small size, and so is Python. Scripts of benchmarks/ parse their
+arguments, which takes minutes less than to measure; targets of make are looked up with all that
+they call, and packages of pip with their extras.
+
+A command of launch/ is changed in three ways alone. Placeholders become small data, encoders keep
+their names but become tiny, and the fields of `SMALL` make one step of what takes hours.
+`runs/NAME` and `data/NAME` are what the documented command with that work directory makes of it.
+What cannot run here is named in `PARSED`, with the reason; its arguments are checked.
 """
 
 import argparse
@@ -83,7 +87,7 @@ STANDS_FOR = {
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(tmp_path_factory):
     """Gives each name of an encoder one that is compiled in a second, for one device."""
     sizes = {"hidden_size": 16, "layers": 1, "heads": 2, "mlp_size": 16}
     one = jax.devices()[:1]
@@ -96,9 +100,9 @@ def tiny():
         for name, spec in variants.TEXT_VARIANTS.items():
             patch.setitem(variants.TEXT_VARIANTS, name, dataclasses.replace(spec, **sizes))
         patch.setitem(variants.PGU_VARIANTS, "paper", micro.PGU)
-        patch.setattr(
-            app, "serve", lambda gallery, **_: None
-        )  # tests/search/test_app.py visits it.
+        # tests/search/test_app.py visits the page. And the user's cache is left alone.
+        patch.setattr(app, "serve", lambda gallery, **_: None)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         blocks = variants.CrossModalSpec(layers=1, heads=2)
         patch.setattr(variants, "CrossModalSpec", lambda: blocks)
         # What runs once need not run fast.
@@ -140,6 +144,7 @@ class Shell:
         """Returns a command's arguments with small data and sizes, and no work directory."""
         stage = Path(words[1]).stem
         flags, overrides = command_line.parse("", words[2:], claims=stage != "search")
+        load.load(flags.config, overrides)  # As it stands there, before anything is replaced.
         path, variant = load.split_spec(flags.config)
         layout = variant[0] if stage == "prepare" else stage
         for at, word in enumerate(variant):

@@ -157,7 +157,7 @@ def test_a_run_leaves_what_the_other_stages_read(data, undisturbed):
 
 
 def test_the_loss_on_the_sample_falls_well_under_its_start(data, tmp_path):
-    """The bar is on both halves; the sum's leaves room for drift by rounding, as of a JPEG decoder."""
+    """The bar is on both halves; the sum's leaves room for drift by a JPEG decoder's rounding."""
     run.train(
         config(
             data,

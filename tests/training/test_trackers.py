@@ -1,5 +1,6 @@
 """Rows of metrics sent on; `make test-trackers` has the packages that some tests need."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.errors import ConfigError, PreemptionError
 from unipt_jax.training import metrics, trackers
 
 CONFIG = {"stage": "pretrain", "data": ["a", "b"], "optimizer": {"learning_rate": 1e-3}}
@@ -33,6 +34,40 @@ def test_none_sends_nothing_and_leaves_nothing(tmp_path):
     track("none", tmp_path / "run", [1, 2])
     assert not (tmp_path / "run" / trackers.FILE).exists()
     assert [each["step"] for each in metrics.read(tmp_path / "run")] == [1, 2]
+
+
+class Numbered(trackers.Tracker):
+    """Knows runs by the order in which they were opened, and notes how they end."""
+
+    opened, ended = 0, []
+
+    def __init__(self, workdir, config, known):
+        if known is None:
+            Numbered.opened += 1
+        self.identity = known or f"run{Numbered.opened}"
+
+    def close(self, failed):
+        self.ended.append(failed)
+
+
+def test_a_tracker_does_not_forget_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "_Wandb", Numbered)
+    monkeypatch.setattr(trackers, "_Mlflow", Numbered)
+    names = ["wandb", "mlflow", "wandb", "mlflow"]
+    found = [trackers.start(name, tmp_path, CONFIG).identity for name in names]
+    assert found[0] != found[1] and found[:2] == found[2:]
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [(None, False), (PreemptionError("SIGTERM"), False), (ValueError("x"), True)],
+)
+def test_only_what_went_wrong_has_failed(tmp_path, monkeypatch, error, failed):
+    monkeypatch.setattr(trackers, "_Wandb", Numbered)
+    with contextlib.suppress(ValueError, PreemptionError), trackers.start("wandb", tmp_path, {}):
+        if error:
+            raise error
+    assert Numbered.ended.pop() is failed
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -57,7 +57,7 @@ def main(
     directory in an object store is. Without `claims` the work directory may be left out, is None
     then, and is used as it is, again and again.
 
-    With `config.dry_run` the work directory is neither claimed nor asked for: it may be in use.
+    With `config.dry_run` the work directory is not claimed: it may be in use.
 
     Exit code 0 is success; 2 a mistake that the user can mend, told in one line; 143 an end by
     SIGTERM, after which --resume goes on; 1 any other failure. `config.json` in the work directory

@@ -155,7 +155,7 @@ def _progress(first: int, steps: int) -> Iterator[Any]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         expand=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and distributed.is_first()),
     )
     task = bar.add_task("the first step is compiled", total=steps, completed=first)
     started, score = time.perf_counter(), ""

@@ -224,6 +224,8 @@ def open_evaluation(config: schema.Train) -> builders.Split | None:
 def check(config: schema.Train, resumed: epath.PathLike | None) -> None:
     """Raises whatever `train` would raise before its first step, and writes nothing.
 
+    But for a tracker that cannot be reached: that shows when its run is opened.
+
     `resumed` is the work directory of a run that is to go on.
     """
     trackers.require(config.tracker)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.errors import ConfigError, PreemptionError
 from unipt_jax.core.files import absolute, is_remote, read_json, write_json
 from unipt_jax.training.metrics import Row
 
@@ -38,7 +38,8 @@ class Tracker:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.close(failed=kind is not None)
+        # A run that SIGTERM ends is whole, and goes on later.
+        self.close(failed=kind not in (None, PreemptionError))
 
 
 def require(name: str) -> None:
@@ -67,7 +68,8 @@ def start(name: str, workdir: epath.PathLike, config: Mapping[str, Any]) -> Trac
     if name == "none":
         return Tracker()
     path = epath.Path(workdir) / FILE
-    known = read_json(path).get(name) if path.exists() else None
+    all_known = read_json(path) if path.exists() else {}
+    known = all_known.get(name)
     try:
         made = {"wandb": _Wandb, "mlflow": _Mlflow}[name](absolute(workdir), config, known)
     except Exception as error:  # Each has errors of its own.
@@ -77,7 +79,7 @@ def start(name: str, workdir: epath.PathLike, config: Mapping[str, Any]) -> Trac
             + (f" (it knew this run as {known!r}, which {path} says)" if known else "")
         ) from error
     if made.identity != known:
-        write_json(path, {name: made.identity})
+        write_json(path, all_known | {name: made.identity})
     return made
 
 
