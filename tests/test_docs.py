@@ -87,6 +87,15 @@ def test_every_module_has_a_page(site):
     assert pages == set(modules)
 
 
+def test_every_page_is_there(site):
+    """With its own text: Sphinx writes pages of its own, such as search.html, over others."""
+    for page in (ROOT / "docs").glob("*.md"):
+        built = (site / f"{page.stem}.html").read_text()
+        headings = re.findall(r"^#+ ([\w ,]+)$", documents.prose(page.read_text()), re.MULTILINE)
+        for heading in headings:
+            assert re.search(rf"<h\d>{heading}<", built), f"{page.name}: {heading}"
+
+
 def test_every_field_is_explained(site):
     page = (site / "configuration.html").read_text()
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
