@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, randomness, trees, precision and sharding."""
+"""What every room stands on: errors, files, randomness, trees, sharding and several processes."""
