@@ -1,7 +1,8 @@
 """The library's door: a trained dual encoder that turns images and sentences into unit vectors."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from unipt_jax.core import trees
 from unipt_jax.core.errors import CheckpointError, DataError
 from unipt_jax.core.files import CONFIG_FILE, is_run
 from unipt_jax.data import images, tokenization
@@ -75,7 +77,9 @@ class Encoder:
         """
         _require_list(batch)
         parts = [
-            self._images(self.params, self.processor.images(part, first=index * self.batch_size))
+            self.embed_images(
+                self.params, self.processor.images(part, first=index * self.batch_size)
+            )
             for index, part in enumerate(self._cut(batch))
         ]
         return self._join(parts)
@@ -108,7 +112,14 @@ class Encoder:
         return embeddings
 
     @cached_property
-    def _images(self) -> Any:
+    def fingerprint(self) -> str:
+        """What tells the model from another: its description and parameters."""
+        description = json.dumps(specs.to_dict(self.model.spec), sort_keys=True).encode()
+        return trees.fingerprint([np.frombuffer(description, np.uint8), self.params])
+
+    @cached_property
+    def embed_images(self) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
+        """The jitted `(params, uint8[B, H, W, 3]) -> f32[B, D]`, unit rows; devices as theirs."""
         return jax.jit(
             lambda params, image: unit_rows(
                 self.model.apply({"params": params}, image, method="encode_image")

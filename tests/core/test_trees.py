@@ -74,3 +74,11 @@ def test_count_parameters():
     # 1 + 6 + 4 + 5
     assert trees.count_parameters(example()) == 16
     assert trees.count_parameters({}) == 0
+
+
+def test_nested_values_by_their_names():
+    assert trees.dotted({"a": 1, "b": {"c": [2], "d": {"e": "x"}}}) == {
+        "a": 1,
+        "b.c": [2],
+        "b.d.e": "x",
+    }

@@ -129,14 +129,6 @@ def test_a_run_that_fails_is_closed_as_such(tmp_path, monkeypatch):
     assert fake.seen[-1] == ("finish", {"exit_code": 1})
 
 
-def test_nested_values_by_their_names():
-    assert trackers.flat({"a": 1, "b": {"c": [2], "d": {"e": "x"}}}) == {
-        "a": 1,
-        "b.c": [2],
-        "b.d.e": "x",
-    }
-
-
 # ---------------------------------------------------------------------------- the packages
 
 

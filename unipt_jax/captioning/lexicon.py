@@ -6,6 +6,7 @@ the package; `docs/attributes.md` describes the format. No language is built int
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,6 +70,11 @@ class Lexicon:
     def rewrite(self, text: str) -> str:
         """Applies the rewrites."""
         return _rewrite(text, self.rewrites)
+
+
+def fingerprint(path: epath.PathLike = ENGLISH) -> str:
+    """Returns 32 hexadecimal digits that follow from a lexicon's file."""
+    return hashlib.blake2b(epath.Path(path).read_bytes(), digest_size=16).hexdigest()
 
 
 @functools.cache

@@ -8,7 +8,6 @@ numbers.
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -103,9 +102,8 @@ def _make_ready(config: schema.Caption, workdir: Path, clip: Clip) -> None:
 
 def _require_same_inputs(config: schema.Caption, workdir: Path, clip: Clip) -> None:
     """Checks that what was captioned before had the same lexicon and weights."""
-    texts = Path(config.lexicon or lexicon.ENGLISH).read_bytes()
     now = {
-        "lexicon": hashlib.blake2b(texts, digest_size=16).hexdigest(),
+        "lexicon": lexicon.fingerprint(config.lexicon or lexicon.ENGLISH),
         "clip": trees.fingerprint(clip.params),
     }
     path = workdir / PARTS / "inputs.json"

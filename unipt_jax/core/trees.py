@@ -1,7 +1,7 @@
 """Trees of arrays seen as tables from paths to leaves."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,17 @@ def path_string(path: tuple[Any, ...]) -> str:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns `{"a/b/c": leaf}` in the tree's own order."""
     return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values, whose leaves may be lists, by their dotted names: `{"a.b": 1}`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= dotted(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+from unipt_jax.core import trees
 from unipt_jax.core.files import write_bytes
 from unipt_jax.data import images
 from unipt_jax.data.builders import Split
@@ -149,15 +150,12 @@ def thumbnail(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names nested values by `a.b`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list) else value
-    return flat
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Names nested values by `a.b`; lists become texts."""
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in trees.dotted(values).items()
+    }
 
 
 # ---------------------------------------------------------------------------- charts

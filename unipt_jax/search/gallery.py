@@ -311,8 +311,8 @@ def _cached(folder: Path, encoder: Encoder, captioner: Captioner | None) -> Path
             "there is no home directory to keep an index in; name a place: --workdir, "
             "index_directory or XDG_CACHE_HOME"
         ) from None
-    parts = [index.fingerprint(encoder)]
-    parts += [captioner.fingerprint, index.words()] if captioner else []
+    parts = [encoder.fingerprint]
+    parts += [captioner.fingerprint, lexicon.fingerprint()] if captioner else []
     named = os.fsencode(folder.resolve()) + "\n".join(parts).encode()
     key = hashlib.blake2b(named, digest_size=8).hexdigest()
     return caches / "unipt_jax" / key

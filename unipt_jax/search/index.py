@@ -9,30 +9,26 @@ import array
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, UInt8
 
 from unipt_jax.captioning import lexicon, sources
 from unipt_jax.captioning.captioner import Captioner
 from unipt_jax.captioning.runner import Progress, load_batches
-from unipt_jax.core import trees
 from unipt_jax.core.errors import DataError
 from unipt_jax.core.files import append_json_lines, read_json, write_json
 from unipt_jax.core.sharding import batch_sharding, make_mesh
 from unipt_jax.data import images
 from unipt_jax.encoder import Encoder
-from unipt_jax.models import specs
-from unipt_jax.models.heads import unit_rows
 from unipt_jax.search.neighbours import APPROXIMATE
 
 FEATURES, ROWS, ORIGIN = "features.f32", "images.jsonl", "index.json"
@@ -115,9 +111,9 @@ def build(
     origin = {
         "format": _FORMAT,
         "folder": os.fsencode(folder).decode("utf-8", "backslashreplace"),
-        "model": fingerprint(encoder),
+        "model": encoder.fingerprint,
         "captioner": captioner.fingerprint if captioner else None,
-        "lexicon": words() if captioner else None,
+        "lexicon": lexicon.fingerprint() if captioner else None,
     }
     width = encoder.model.spec.embedding_dim
     _require_index(place)
@@ -127,14 +123,15 @@ def build(
         stamps = {path: _stamp(folder / path) for path in sources.walk(folder, others)}
         if not stamps:
             raise sources.no_image(str(folder))
-        table = _scan(place, width)
+        table = _Table(array.array("q"), {}, {}, {}, {}, {})
+        _read_on(table, place, width)
         new = [path for path, stamp in stamps.items() if table.stamps.get(path) != stamp]
         if new:
             sources.log_others(others)
             _add(
                 folder, place, {path: stamps[path] for path in new}, encoder, captioner, batch_size
             )
-            table = _scan(place, width)
+            _read_on(table, place, width)
     live = np.sort(np.array([table.latest[path] for path in stamps], np.int64))
     well = live[[number not in table.faults for number in live.tolist()]]
     faults = tuple(table.faults[number] for number in live.tolist() if number in table.faults)
@@ -146,21 +143,10 @@ def build(
         place,
         np.memmap(place / FEATURES, np.float32, "r", shape=shape),
         well,
-        Rows(place / ROWS, table.starts[well]),
+        Rows(place / ROWS, np.array(table.starts, np.int64)[well]),
         {name: (labels, codes[well]) for name, (labels, codes) in table.phrases().items()},
         faults,
     )
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """Returns what tells a model from another: its description and parameters."""
-    description = json.dumps(specs.to_dict(encoder.model.spec), sort_keys=True)
-    return trees.fingerprint([np.frombuffer(description.encode(), np.uint8), encoder.params])
-
-
-def words() -> str:
-    """Returns what tells the words that captions are made of from others."""
-    return hashlib.blake2b(Path(lexicon.ENGLISH).read_bytes(), digest_size=16).hexdigest()
 
 
 @contextlib.contextmanager
@@ -211,12 +197,13 @@ def _require_same(place: Path, origin: dict[str, Any]) -> None:
 class _Table:
     """What is kept in memory of all rows, superseded ones among them."""
 
-    starts: np.ndarray
+    starts: array.array  # Of the lines, in bytes.
     latest: dict[str, int]  # The last row of a path is its newest.
     stamps: dict[str, list[int]]
     faults: dict[int, str]
     labels: dict[str, dict[str, int]]
     codes: dict[str, array.array]
+    end: int = 0  # Of the last line.
 
     def phrases(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         return {
@@ -225,32 +212,30 @@ class _Table:
         }
 
 
-def _scan(place: Path, width: int) -> _Table:
-    """Reads the rows that both files hold whole, and cuts off what else a kill has left."""
+def _read_on(table: _Table, place: Path, width: int) -> None:
+    """Reads rows after the last, if both files hold them whole, and cuts off what a kill left."""
     features, lines = place / FEATURES, place / ROWS
     for path in (features, lines):
         if not path.exists():
             path.touch()
     whole = features.stat().st_size // (4 * width)
-    table, start, starts = _Table(np.zeros(0), {}, {}, {}, {}, {}), 0, array.array("q")
     with lines.open("rb") as file:
-        for number, line in enumerate(file):
+        file.seek(table.end)
+        for number, line in enumerate(file, len(table.starts)):
             if number == whole or not line.endswith(b"\n"):
                 break
-            starts.append(start)
-            start += len(line)
+            table.starts.append(table.end)
+            table.end += len(line)
             try:
                 _note(table, number, json.loads(line))
             except (ValueError, KeyError, TypeError):
                 raise DataError(
                     f"{lines}: line {number + 1} is damaged; remove {place} and index again"
                 ) from None
-    for path, size in ((features, 4 * width * len(starts)), (lines, start)):
+    for path, size in ((features, 4 * width * len(table.starts)), (lines, table.end)):
         if path.stat().st_size > size:
             os.truncate(path, size)
             (place / APPROXIMATE).unlink(missing_ok=True)  # It may know rows that are gone.
-    table.starts = np.array(starts, np.int64)
-    return table
 
 
 def _note(table: _Table, number: int, row: Mapping[str, Any]) -> None:
@@ -284,7 +269,8 @@ def _add(
 ) -> None:
     """Encodes images and appends their rows, a batch at a time."""
     mesh = make_mesh(devices=jax.local_devices())
-    embed = _embedder(encoder, mesh)
+    split = batch_sharding(mesh)
+    params = jax.device_put(encoder.params, NamedSharding(mesh, PartitionSpec()))
     rows = -(-batch_size // mesh.size) * mesh.size
     load = _Load(
         folder,
@@ -296,7 +282,7 @@ def _add(
     progress = Progress("indexed", len(stamps))
     with contextlib.closing(load_batches(load, [range(len(stamps))], rows)) as batches:
         for batch in batches:
-            embedding = embed(batch["image"])
+            embedding = encoder.embed_images(params, jax.device_put(batch["image"], split))
             judged = captioner.judge(batch["judged"]) if captioner else ()
             judged = [np.asarray(column) for column in judged]
             lines = []
@@ -316,19 +302,6 @@ def _add(
             except OSError as error:  # A full disk does not say where.
                 raise OSError(error.errno, error.strerror, str(place)) from None
             progress.advance(len(lines))
-
-
-def _embedder(encoder: Encoder, mesh: Mesh) -> Callable[[np.ndarray], Float[Array, "B D"]]:
-    """Returns `Encoder.encode_images` for pixels of the right size, over all devices of a mesh."""
-    everywhere, split = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
-    params = jax.device_put(encoder.params, everywhere)
-    embed = jax.jit(
-        lambda params, image: unit_rows(
-            encoder.model.apply({"params": params}, image, method="encode_image")
-        ),
-        out_shardings=split,
-    )
-    return lambda image: embed(params, jax.device_put(image, split))
 
 
 class _UnreadError(DataError):

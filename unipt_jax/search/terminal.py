@@ -31,9 +31,8 @@ def tell_faults(gallery: Gallery) -> None:
 
 def table(query: str, hits: Sequence[Hit], size: int) -> Table:
     """Returns ranks, scores, paths and, where there are any, captions."""
-    title = Text(
-        f"{printable(query)} (among {size:,} images)"
-    )  # No markup: texts may hold brackets.
+    # Texts, not markup: they may hold brackets.
+    title = Text(f"{printable(query)} (among {size:,} images)")
     made = Table(title=title, title_justify="left")
     made.add_column("rank", justify="right")
     made.add_column("score", justify="right")

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich import box
 from rich.table import Table
 
-from unipt_jax.training import loop
+from unipt_jax.training import loop, summary
 from unipt_jax.training.state import TrainState
 from unipt_jax.training.step import TrainStep
 
@@ -25,7 +24,9 @@ def compile_step(
 
 def shape_table(title: str, shapes: Shapes) -> Table:
     """Returns names, shapes and types of a batch's arrays."""
-    table = _table(title, "shape", "type")
+    table = summary.table(title)
+    for column in ("shape", "type"):
+        table.add_column(column)
     for name, leaf in shapes.items():
         table.add_row(name, " x ".join(f"{size:,}" for size in leaf.shape), str(leaf.dtype))
     return table
@@ -54,7 +55,8 @@ def memory(compiled: jax.stages.Compiled, limit: int | None) -> dict[str, int]:
 
 def memory_table(title: str, parts: Mapping[str, int]) -> Table:
     """Returns the memory of a step by its parts, in GiB."""
-    table = _table(title, "GiB")
+    table = summary.table(title)
+    table.add_column("GiB", justify="right")
     for name, size in parts.items():
         table.add_row(name, f"{size / 2**30:,.3f}")
     return table
@@ -64,10 +66,3 @@ def bytes_limit(device: jax.Device) -> int | None:
     """Returns how much memory of a device JAX may take, in bytes, or None where it does not say."""
     statistics: dict[str, Any] = device.memory_stats() or {}
     return statistics.get("bytes_limit")
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="cyan")
-    for title in titles:
-        table.add_column(title, justify="right" if title == "GiB" else "left")
-    return table

@@ -117,14 +117,7 @@ def build_step(
 ) -> tuple[optax.GradientTransformation, step.TrainStep]:
     """Returns the optimizer and the train step of a run over `steps` steps."""
     how = config.optimizer
-    schedule = optimizer.learning_rate_schedule(
-        peak=how.learning_rate,
-        steps=steps,
-        warmup=how.warmup,
-        decay=how.decay,
-        start=how.start,
-        end=how.end,
-    )
+    schedule = optimizer.learning_rate_schedule(**_schedule(config, steps))
     transform = optimizer.make_optimizer(
         schedule,
         beta1=how.beta1,
@@ -143,6 +136,19 @@ def build_step(
         ema=config.ema,
     )
     return transform, train_step
+
+
+def _schedule(config: schema.Train, steps: int) -> dict[str, Any]:
+    """Returns the arguments of the learning rate's schedule over `steps` steps."""
+    how = config.optimizer
+    return {
+        "peak": how.learning_rate,
+        "steps": steps,
+        "warmup": how.warmup,
+        "decay": how.decay,
+        "start": how.start,
+        "end": how.end,
+    }
 
 
 def _rate_factors(config: schema.Train) -> dict[str, float]:
@@ -461,14 +467,7 @@ def _summary(
     Of several processes one alone may call it: it asks the others for nothing.
     """
     mesh, how = parts.mesh, config.optimizer
-    schedule = summary.Schedule(
-        peak=how.learning_rate,
-        steps=parts.steps,
-        warmup=how.warmup,
-        decay=how.decay,
-        start=how.start,
-        end=how.end,
-    )
+    schedule = summary.Schedule(**_schedule(config, parts.steps))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     facts = {
         "devices": summary.devices(

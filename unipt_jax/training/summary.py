@@ -104,41 +104,41 @@ def learning_rate(schedule: Schedule) -> str:
 
 
 def _data_table(data: Sequence[DataSet]) -> Table:
-    table = _table("data")
+    made = table("data")
     titles = ["images", "pairs", "identities", "quarantined"]
     repeated = any(each.repeats != 1 for each in data)
     for title in [*titles, "an epoch"] if repeated else titles:
-        table.add_column(title, justify="right")
+        made.add_column(title, justify="right")
     rows = [
         [getattr(each, title) for title in titles] + ([each.repeats] if repeated else [])
         for each in data
     ]
     for each, row in zip(data, rows, strict=True):
         cells = [f"{number:,}" for number in row]
-        table.add_row(each.directory, *cells[:4], *(f"x {cell}" for cell in cells[4:]))
+        made.add_row(each.directory, *cells[:4], *(f"x {cell}" for cell in cells[4:]))
     if len(data) > 1:
-        table.add_row("all", *(f"{sum(row[n] for row in rows):,}" for n in range(len(titles))))
-    return table
+        made.add_row("all", *(f"{sum(row[n] for row in rows):,}" for n in range(len(titles))))
+    return made
 
 
 def _part_table(parts: Sequence[Part], peak: float) -> Table:
-    table = _table("model")
-    table.add_column("parameters", justify="right")
-    table.add_column("rate", justify="right")
+    made = table("model")
+    made.add_column("parameters", justify="right")
+    made.add_column("rate", justify="right")
     biased = any(part.bias_factor not in (None, part.factor) for part in parts)
     if biased:
-        table.add_column("of biases", justify="right")
-    table.add_column("starts", overflow="fold")
+        made.add_column("of biases", justify="right")
+    made.add_column("starts", overflow="fold")
     for part in parts:
         rates = [part.factor, part.bias_factor][: 1 + biased]
         cells = ("" if factor is None else f"{peak * factor:g}" for factor in rates)
-        table.add_row(part.name, f"{part.parameters:,}", *cells, part.origin)
-    table.add_row("all", f"{sum(part.parameters for part in parts):,}")
-    return table
+        made.add_row(part.name, f"{part.parameters:,}", *cells, part.origin)
+    made.add_row("all", f"{sum(part.parameters for part in parts):,}")
+    return made
 
 
-def _table(first: str) -> Table:
+def table(first: str) -> Table:
     """Returns an empty table whose rows are named in its first column."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="cyan")
-    table.add_column(first, overflow="fold")
-    return table
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="cyan")
+    made.add_column(first, overflow="fold")
+    return made

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from unipt_jax.core import trees
 from unipt_jax.core.errors import ConfigError, PreemptionError
 from unipt_jax.core.files import absolute, is_remote, read_json, write_json
 from unipt_jax.training.metrics import Row
@@ -122,7 +123,7 @@ class _Mlflow(Tracker):
             if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
                 mlflow.set_experiment(PROJECT)
             mlflow.start_run(run_name=workdir.name)
-            mlflow.log_params(flat(config))
+            mlflow.log_params(trees.dotted(config))
         self.identity = mlflow.active_run().info.run_id
 
     def write(self, row: Row) -> None:
@@ -133,15 +134,6 @@ class _Mlflow(Tracker):
     def close(self, failed: bool) -> None:
         _in_passing(self._mlflow.flush_async_logging)
         _in_passing(lambda: self._mlflow.end_run("FAILED" if failed else "FINISHED"))
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested values by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else None
-        found |= {f"{prefix}{name}": value} if inner is None else inner
-    return found
 
 
 def _in_passing(send: Callable[[], Any]) -> None:
