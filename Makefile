@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench bench-check test test-slow test-beam test-gcs test-trackers notebooks docs lint \
-  clean
+.PHONY: install demo bench bench-check test test-slow test-beam test-gcs test-trackers fuzz notebooks \
+  docs lint clean
 
 install: $(STAMP)
 
@@ -33,6 +33,11 @@ bench-check: install
 # A process a core, which takes work from the others when it has none; each needs some 4 GB.
 test: install
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# Other made-up inputs each time, for so many minutes; the tests try a hundred of each kind.
+MINUTES ?= 10
+fuzz: install
+	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
