@@ -1,5 +1,8 @@
-"""The page, driven in headless Chromium as a visitor would."""
+"""The page, driven in headless Chromium as a visitor would, and without it as no visitor should."""
 
+import concurrent.futures
+import json
+import os
 import re
 import shutil
 import socket
@@ -7,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from search_load import Visitor, bad_requests, free_port
 
 from tests.search.conftest import SAMPLE
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError
-from unipt_jax.search import app
+from unipt_jax.search import app, gate
 from unipt_jax.search.gallery import Gallery
 
 pytest.importorskip("gradio")
@@ -21,12 +25,6 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is ins
 
 RED = "a woman with long dark hair in a red jacket and jeans"
 MINUTE = 60_000  # milliseconds; other tests may run beside this one
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +294,132 @@ def test_too_many_files_are_refused(gallery, tmp_path):
     Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
     found = app._open(gallery, (), [str(tmp_path / "a.png")] * (app.MOST_FILES + 1))
     assert "2,001 files are more than the 2,000" in found[4]
+
+
+@pytest.fixture
+def visitor(address):
+    return Visitor(int(address.rpartition(":")[2]))
+
+
+def form(name, content):
+    """A file as a browser sends it."""
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+
+
+def send(visitor, name, content):
+    body, kind = form(name, content)
+    return visitor.send("POST", gate.UPLOAD, body, **{"Content-Type": kind})
+
+
+def described(path):
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+
+
+def test_a_question_without_a_browser_is_answered(visitor):
+    answer = visitor.search(RED, shown=5)
+    assert "5 of 396 images" in str(answer[3])
+
+
+def test_each_bad_request_is_refused_and_shows_nothing_of_this_machine(visitor):
+    host = socket.gethostname().encode()
+    answers = dict(bad_requests(visitor))
+    assert {name: status for name, (status, _) in answers.items() if status < 400} == {}
+    for name, (_, content) in answers.items():
+        assert host not in content and b"[build-system]" not in content, name
+    assert "10 of 396 images" in str(visitor.search(RED)[3])
+
+
+def test_what_another_program_put_beside_is_not_served(visitor, tmp_path):
+    shared = Path(os.environ["GRADIO_TEMP_DIR"]).parent
+    (shared / "index.json").write_text("of another visitor")
+    try:
+        for path in (shared / "index.json", f"{shared}/served/../index.json", tmp_path):
+            assert visitor.send("GET", f"{gate.FILE}{path}")[0] in (403, 404)
+    finally:
+        (shared / "index.json").unlink()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "served/../index.json", ""])
+def test_a_picture_that_was_never_sent_is_not_looked_at(visitor, path):
+    with pytest.raises(RuntimeError) as refused:
+        visitor.look_alikes(described(path))
+    assert "root:" not in str(refused.value) and "starts with" not in str(refused.value)
+
+
+def test_an_address_of_elsewhere_is_not_fetched(visitor):
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.1", 0))
+        elsewhere.listen()
+        elsewhere.settimeout(1)
+        url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/a.png"
+        for asked in (described(url), described(url) | {"url": url}):
+            with pytest.raises(RuntimeError):
+                visitor.look_alikes(asked)
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+
+
+def test_questions_of_wrong_types_are_refused_and_hurt_no_other(visitor, address):
+    wild = [
+        {"text": {"a": 1}, "shown": "many"},
+        {"text": ["a"] * 1000, "shown": -1},
+        {"text": 3.5, "shown": 10**30},
+        {"text": RED, "shown": [5]},
+        {"text": RED, "without": {"b": []}, "shown": None},
+        {"text": RED, "filter-gender": "no such"},
+        {"text": RED, "filter-gender": [[1]]},
+    ]
+
+    def ask(settings):
+        with pytest.raises(RuntimeError):
+            Visitor(int(address.rpartition(":")[2])).search(settings.pop("text"), **settings)
+
+    with concurrent.futures.ThreadPoolExecutor(12) as threads:
+        bad = [threads.submit(ask, each) for each in wild]
+        good = [threads.submit(visitor.search, RED)]
+        others = [Visitor(int(address.rpartition(":")[2])) for _ in range(4)]
+        good += [threads.submit(other.search, RED) for other in others]
+        for done in bad:
+            done.result()
+        for done in good:
+            assert "10 of 396 images" in str(done.result()[3])
+
+
+def test_a_sentence_that_is_too_long_is_told_so(visitor):
+    for asked in ({"text": "red " * 501}, {"text": RED, "without": "x" * 2001}):
+        told = str(visitor.search(**asked)[3])
+        assert "characters are more than the 2,000 that this page takes" in told
+
+
+@pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "a/../../b.png", "..", "\x00"])
+def test_a_file_is_kept_below_its_own_folder_whatever_it_is_called(visitor, name):
+    status, content = send(visitor, name, b"x")
+    kept = Path(os.environ["GRADIO_TEMP_DIR"])
+    found = [path for path in kept.parent.rglob("*evil*") if not path.is_relative_to(kept)]
+    assert found == [] and not Path("/etc/evil.png").exists()
+    if status == 200:
+        for path in json.loads(content):
+            assert Path(path).resolve().is_relative_to(kept)
+
+
+def test_sizes_of_files_and_of_all_of_them_are_bounded(visitor, monkeypatch):
+    assert send(visitor, "big.png", b"x" * (20 << 20))[0] == 200
+    assert send(visitor, "big.png", b"x" * ((20 << 20) + 1))[0] == 413
+    monkeypatch.setattr(gate, "MOST_KEPT", 20 << 20)
+    status, content = send(visitor, "one.png", b"x")
+    assert status == 503 and b"the page keeps 20 MB of files, and 20 MB at most" in content
+
+
+def test_the_page_is_for_its_own_machine_unless_told_otherwise():
+    assert schema.build({"stage": "search", "images": "a", "checkpoint": "b"}).host == "127.0.0.1"
+    assert app._names("127.0.0.1") == app._names("localhost") == {"localhost", "127.0.0.1", "[::1]"}
+    assert "127.0.0.2" in app._names("127.0.0.2")
+    assert app._names("0.0.0.0") == frozenset()
+
+
+def test_a_folder_that_is_too_big_is_refused(gallery, tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "MOST_SENT", 3 << 20)
+    (tmp_path / "a.png").write_bytes(b"x" * (2 << 20))
+    found = app._open(gallery, (), [str(tmp_path / "a.png")] * 2)
+    assert "4 MB are more than the 3 that this page takes" in found[4]

@@ -1,9 +1,11 @@
 """The search page: a sentence, a picture or a click finds people; nothing leaves the machine."""
 
+import atexit
 import functools
 import html
 import importlib.util
-import shutil
+import ipaddress
+import os
 import socket
 import tempfile
 import time
@@ -18,6 +20,7 @@ from unipt_jax.captioning.sources import SUFFIXES
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError, UserError
 from unipt_jax.data import images
+from unipt_jax.search import gate
 from unipt_jax.search.gallery import Gallery, Hit
 from unipt_jax.search.terminal import fitted, printable
 
@@ -28,8 +31,12 @@ EXAMPLES = (
     "a person in a plaid shirt with a backpack",
 )
 
-# Of what people send: files, and bytes of each.
-MOST_FILES, MOST_BYTES = 2_000, 20 << 20
+# Of what people send: files of a folder, bytes of each, and characters of a sentence. What all of
+# them send together is bounded by `gate`.
+MOST_FILES, MOST_BYTES, MOST_CHARACTERS = 2_000, 20 << 20, 2_000
+
+# Questions that may wait for an answer: the next is told that there are too many.
+MOST_WAITING = 1_000
 
 SHOWN = (5, 10, 20, 50)
 
@@ -85,9 +92,14 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
         ConfigError: the port is taken, or the host is none of this machine's.
     """
     import gradio as gr  # slow to import, and an extra
+    from starlette.middleware import Middleware
 
     _require_free(host, port)
     gallery.search(EXAMPLES[0], 1)  # Compiled before the first visitor waits for it.
+    served = _kept() / "served"
+    # Gradio asks nothing but the environment. By default its folders are shared among all programs
+    # of a user, and lie in the working directory.
+    os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = os.fspath(served)
     made = page(gallery)
     made.launch(
         server_name=host,
@@ -99,6 +111,10 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
         ssr_mode=False,
         max_file_size=MOST_BYTES,
         footer_links=[],
+        allowed_paths=[],
+        app_kwargs={
+            "middleware": [Middleware(gate.Gate, served=served, kept=_kept(), hosts=_names(host))]
+        },
         css=_CSS,
         # The default one asks Google for its fonts.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
@@ -107,6 +123,22 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
     if wait:
         made.block_thread()
     return made
+
+
+@functools.cache
+def _kept() -> Path:
+    """Returns the folder of what is kept for visitors, which is removed with this process."""
+    place = tempfile.TemporaryDirectory(prefix="unipt_jax_")
+    atexit.register(place.cleanup)
+    return Path(place.name).resolve()
+
+
+def _names(host: str) -> frozenset[str]:
+    """Returns the names by which a page may be asked that is for its own machine; else none."""
+    address = socket.getaddrinfo(host, None)[0][4][0]
+    if not ipaddress.ip_address(address).is_loopback:
+        return frozenset()
+    return frozenset({"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host})
 
 
 def page(gallery: Gallery) -> Any:
@@ -194,9 +226,11 @@ def page(gallery: Gallery) -> Any:
             return hit.number, picture, _about(hit), _shown(True)
 
         opened = [folder, *answer, *filters.values()]
-        files.upload(functools.partial(_open, gallery, tuple(filters)), [files], opened)
+        # One folder at a time: while it is encoded, others still ask.
+        opening = functools.partial(_open, gallery, tuple(filters))
+        files.upload(opening, [files], opened, concurrency_limit=1)
         files.clear(functools.partial(_close, gallery, tuple(filters)), [], opened)
-    made.queue(default_concurrency_limit=8)
+    made.queue(default_concurrency_limit=8, max_size=MOST_WAITING, api_open=False)
     return made
 
 
@@ -204,7 +238,7 @@ def page(gallery: Gallery) -> Any:
 
 
 def _by_text(gallery: Gallery, text: str) -> Any:
-    return gallery.encode_text(text)
+    return gallery.encode_text(_bounded(text))
 
 
 def _by_picture(gallery: Gallery, file: str) -> Any:
@@ -224,6 +258,15 @@ def _again_or_by_text(gallery: Gallery, query: Any, text: str) -> Any:
     return _by_text(gallery, text) if query is None else query
 
 
+def _bounded(text: str) -> str:
+    if len(text) > MOST_CHARACTERS:
+        raise DataError(
+            f"{len(text):,} characters are more than the {MOST_CHARACTERS:,} that this page takes; "
+            "say it in a sentence"
+        )
+    return text
+
+
 def _answer(
     own: Gallery, names: Sequence[str], ask: Callable[..., Any], count: int, *values: Any
 ) -> tuple[Any, ...]:
@@ -241,7 +284,7 @@ def _answer(
         if query is None:  # A filter was set before anything was asked.
             return (gr.skip(),) * 5
         where = {name: each for name, each in zip(names, chosen, strict=True) if each}
-        hits = gallery.find(query, int(k), without=without, where=where)
+        hits = gallery.find(query, int(k), without=_bounded(without), where=where)
         took = 1000 * (time.perf_counter() - started)
         shown = [
             (_picture(gallery, hit, *_THUMBNAIL), f"{rank} · {hit.score:.3f}")
@@ -268,19 +311,25 @@ def _open(own: Gallery, names: Sequence[str], files: Sequence[str]) -> tuple[Any
                 f"none of these {len(files):,} files is called an image "
                 f"({', '.join(sorted(SUFFIXES))})"
             )
-        place = tempfile.TemporaryDirectory(prefix="unipt_jax_")
+        total = sum(os.path.getsize(file) for file in files)
+        if total > gate.MOST_SENT:
+            raise DataError(
+                f"{total >> 20:,} MB are more than the {gate.MOST_SENT >> 20:,} that this page "
+                "takes; start it on that folder: --config.images=DIR"
+            )
+        place = tempfile.TemporaryDirectory(dir=_kept())
         sent = Path(place.name) / "images"
         for number, file in enumerate(files):
             # Files of several folders may have one name.
             target = sent / Path(file).name
             target = sent / str(number) / target.name if target.exists() else target
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            os.link(file, target)
         gallery = own.of_other_images(sent, Path(place.name) / "index")
     except (UserError, OSError) as error:
-        return (
-            (gr.skip(),) * 4 + (_said(str(error), problem=True),) + (gr.skip(),) * (1 + len(names))
-        )
+        # The system's own errors tell where this server keeps things.
+        why = error.strerror if isinstance(error, OSError) else error
+        return (gr.skip(),) * 4 + (_said(f"{why}", problem=True),) + (gr.skip(),) * (1 + len(names))
     return (gallery, place), *_emptied(gallery, names, " of your own")
 
 
