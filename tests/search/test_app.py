@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,13 @@ def send(visitor, name, content):
     return visitor.send("POST", gate.UPLOAD, body, **{"Content-Type": kind})
 
 
+def wait_until(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def described(path):
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
@@ -409,6 +417,18 @@ def test_sizes_of_files_and_of_all_of_them_are_bounded(visitor, monkeypatch):
     monkeypatch.setattr(gate, "MOST_KEPT", 20 << 20)
     status, content = send(visitor, "one.png", b"x")
     assert status == 503 and b"the page keeps 20 MB of files, and 20 MB at most" in content
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(visitor, address):
+    body, kind = form("a.png", b"x" * 100_000)
+    head = f"POST {gate.UPLOAD} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    kept = Path(os.environ["GRADIO_TEMP_DIR"])
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as sending:
+        sending.sendall(head.encode() + body[:50_000])
+        wait_until(lambda: any(path.is_file() for path in kept.iterdir()))
+    wait_until(lambda: not any(path.is_file() for path in kept.iterdir()))
+    assert send(visitor, "a.png", b"x")[0] == 200
 
 
 def test_the_page_is_for_its_own_machine_unless_told_otherwise():

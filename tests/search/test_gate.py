@@ -8,6 +8,17 @@ import pytest
 from unipt_jax.search import gate
 
 
+PASSES = """
+/ /config /theme.css /assets/index.js /gradio_api/queue/data /gradio_api/heartbeat/abc
+/gradio_api/startup-events /gradio_api/upload_progress
+"""
+REFUSED = """
+/gradio_api/proxy=http://a /gradio_api/info /gradio_api/dev/reload /gradio_api/heartbeat/a/b
+/gradio_api/mcp /gradio_api/file=http://a/b /gradio_api/file=/etc/hostname /gradio_api/file=
+/login /monitoring /static /config/x
+"""
+
+
 @pytest.fixture
 def ask(tmp_path):
     """Sends a request through the gate; returns the status, and whether the server saw it."""
@@ -36,40 +47,12 @@ def ask(tmp_path):
     return ask
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/config",
-        "/theme.css",
-        "/assets/index.js",
-        "/gradio_api/queue/data",
-        "/gradio_api/heartbeat/abc",
-        "/gradio_api/startup-events",
-        "/gradio_api/upload_progress",
-    ],
-)
+@pytest.mark.parametrize("path", PASSES.split())
 def test_what_the_page_asks_for_passes(ask, path):
     assert ask("GET", path) == ask("HEAD", path) == (200, True)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/gradio_api/proxy=http://a",
-        "/gradio_api/info",
-        "/gradio_api/dev/reload",
-        "/gradio_api/heartbeat/a/b",
-        "/gradio_api/mcp",
-        "/gradio_api/file=http://a/b",
-        "/gradio_api/file=/etc/hostname",
-        "/gradio_api/file=",
-        "/login",
-        "/monitoring",
-        "/static",
-        "/config/x",
-    ],
-)
+@pytest.mark.parametrize("path", REFUSED.split())
 def test_whatever_else_the_server_knows_does_not(ask, path):
     assert ask("GET", path) == (404, False)
 
@@ -104,12 +87,20 @@ def test_a_request_says_how_long_it_is_and_is_not_too_long(ask):
 
 def test_no_more_is_kept_than_the_bound(ask, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "MOST_KEPT", 3 * 4096)
-    (tmp_path / "served" / "a").write_bytes(b"x" * 4097)  # Two blocks.
+    (tmp_path / "a").write_bytes(b"x" * 4097)  # Two blocks.
     assert ask("POST", gate.UPLOAD, content_length="4096") == (200, True)
     assert ask("POST", gate.UPLOAD, content_length="4097") == (503, False)
-    (tmp_path / "served" / "b").write_bytes(b"x")
+    (tmp_path / "b").write_bytes(b"x")
     assert ask("POST", gate.UPLOAD, content_length="1") == (503, False)
     assert ask("POST", "/gradio_api/queue/join", content_length="1") == (200, True)
+
+
+def test_what_a_broken_upload_left_goes_once_none_is_under_way(ask, tmp_path):
+    (tmp_path / "served" / "tmp1").write_bytes(b"half")
+    (tmp_path / "served" / "hash").mkdir()
+    (tmp_path / "served" / "hash" / "a.png").write_bytes(b"whole")
+    assert ask("POST", gate.UPLOAD, content_length="1") == (200, True)
+    assert [path.name for path in (tmp_path / "served").rglob("*")] == ["hash", "a.png"]
 
 
 def test_uploads_under_way_count_too(tmp_path, monkeypatch):

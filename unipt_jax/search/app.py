@@ -191,6 +191,7 @@ def page(gallery: Gallery) -> Any:
                     allow_preview=False,
                     interactive=False,
                     buttons=[],
+                    format="jpeg",  # WebP, the default, takes most of a query's time.
                     elem_id="results",
                 )
                 with gr.Row(visible=False, elem_id="details") as details:

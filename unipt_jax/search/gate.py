@@ -111,6 +111,8 @@ class Gate:
             await self.app(scope, receive, send)
         finally:
             self._coming -= length
+            if not self._coming:
+                _remove_broken_off(self.served)
 
 
 def size(folder: Path) -> int:
@@ -122,6 +124,13 @@ def size(folder: Path) -> int:
                 about = os.lstat(os.path.join(where, name))
                 found[about.st_ino] = -(-about.st_size // _BLOCK) * _BLOCK
     return sum(found.values())
+
+
+def _remove_broken_off(served: Path) -> None:
+    """Removes what is left of uploads that ended too early; whole ones have folders of their own."""
+    for each in served.iterdir() if served.is_dir() else ():
+        if each.is_file():
+            each.unlink(missing_ok=True)
 
 
 def _header(scope: Scope, name: bytes) -> str:
