@@ -7,7 +7,6 @@ import pytest
 
 from unipt_jax.search import gate
 
-
 PASSES = """
 / /config /theme.css /assets/index.js /gradio_api/queue/data /gradio_api/heartbeat/abc
 /gradio_api/startup-events /gradio_api/upload_progress
