@@ -359,8 +359,8 @@ def picture(number: int) -> bytes:
     return content.getvalue()
 
 
-@given(made=lists(), broken=st.sets(st.integers(0, 5), max_size=2))
-def test_the_whole_preparation(source, prepare, made, broken):
+@given(made=lists(), broken=st.sets(st.integers(0, 5), max_size=2), stop=st.booleans())
+def test_the_whole_preparation(source, prepare, made, broken, stop):
     """It stops in one line, or takes what is sound and counts the rest (P02)."""
     dataset, entries = made
     images = {it.image: b"" if n in broken else picture(n) for n, it in enumerate(entries)}
@@ -368,12 +368,9 @@ def test_the_whole_preparation(source, prepare, made, broken):
     taken = [it.record for n, it in enumerate(entries) if it.record and n not in broken]
     left_out = {*range(len(entries))} - {record.position for record in taken}
     workdir = root / "out"
-    outcome = clear(lambda: prepare(dataset, root, workdir, "stop"))
-    assert bool(outcome.refusal) == bool(left_out)
-    if left_out:
-        outcome = clear(lambda: prepare(dataset, root, workdir, "quarantine"))
-        assert bool(outcome.refusal) == (not taken)
-    if not taken:
+    outcome = clear(lambda: prepare(dataset, root, workdir, "stop" if stop else "quarantine"))
+    assert bool(outcome.refusal) == (not taken or (stop and bool(left_out)))
+    if outcome.refusal:
         return
     if left_out:
         rows = (workdir / builders.QUARANTINE).read_bytes().splitlines()
