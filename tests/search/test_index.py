@@ -161,7 +161,8 @@ def test_what_could_not_be_read_is_tried_again(folder, place, model, monkeypatch
 
 def test_a_pipe_is_not_waited_for(folder, place, model):
     os.mkfifo(folder / "pipe.jpg")
-    assert index.build(folder, place, model).faults == ("pipe.jpg: is no file",)
+    faults = index.build(folder, place, model).faults
+    assert faults == ("pipe.jpg: cannot be read (not an ordinary file)",)
 
 
 def test_a_full_disk_is_named_and_loses_nothing(folder, place, model, monkeypatch):
