@@ -302,7 +302,7 @@ def test_paths_pillow_images_and_arrays_are_the_same(encoder, pictures, tmp_path
 
 
 def test_modes_of_pillow_images(encoder, pictures, tmp_path):
-    """What is transparent is white, grey is three equal channels; from memory as from a file."""
+    """Transparent is white, grey is three equal channels; from memory as from a file (P48, P50)."""
     picture = pictures[0]
     opaque = np.random.default_rng(1).random(picture.shape[:2]) < 0.5
     alpha = np.where(opaque, 255, 0).astype(np.uint8)[..., None]
@@ -327,7 +327,7 @@ def test_modes_of_pillow_images(encoder, pictures, tmp_path):
 
 
 def test_a_turned_photograph_stands_upright_however_it_is_opened(encoder, pictures, tmp_path):
-    """EXIF orientation 6: the camera stored the picture turned a quarter to the left."""
+    """EXIF orientation 6: the camera stored the picture turned a quarter to the left (P51)."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.png"
@@ -363,7 +363,7 @@ def test_images_are_left_as_they_were(encoder, pictures):
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_arrays_of_other_kinds_are_refused(encoder, pictures, wrong):
-    """Named by their place in the whole list, not in the batch that they fell into."""
+    """Named by their place in the whole list; and which axis is which is not guessed (P54)."""
     small = dataclasses.replace(encoder, batch_size=2)
     with pytest.raises(DataError) as raised:
         small.encode_images([*pictures[:3], wrong])

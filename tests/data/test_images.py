@@ -146,7 +146,7 @@ STORED = {
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_exif_turns(orientation, kind):
-    """P51: pedestrians stand, as viewers show them."""
+    """Pedestrians stand, as viewers show them (P51)."""
     upright = np.asarray(photo(5, 3))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -157,7 +157,7 @@ def test_exif_turns(orientation, kind):
 
 
 def test_exif_turn_of_jpeg():
-    """P51: a JPEG stored on its side; the upper half is red."""
+    """A JPEG stored on its side; the upper half is red (P51)."""
     upright = np.zeros((32, 16, 3), np.uint8)
     upright[:16, :, 0] = 255
     exif = Image.Exif()
