@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -301,7 +302,7 @@ def test_paths_pillow_images_and_arrays_are_the_same(encoder, pictures, tmp_path
 
 
 def test_modes_of_pillow_images(encoder, pictures, tmp_path):
-    """What is transparent is white, grey is three equal channels; from memory as from a file."""
+    """Transparent is white, grey is three equal channels; from memory as from a file (P48, P50)."""
     picture = pictures[0]
     opaque = np.random.default_rng(1).random(picture.shape[:2]) < 0.5
     alpha = np.where(opaque, 255, 0).astype(np.uint8)[..., None]
@@ -326,7 +327,7 @@ def test_modes_of_pillow_images(encoder, pictures, tmp_path):
 
 
 def test_a_turned_photograph_stands_upright_however_it_is_opened(encoder, pictures, tmp_path):
-    """EXIF orientation 6: the camera stored the picture turned a quarter to the left."""
+    """EXIF orientation 6: the camera stored the picture turned a quarter to the left (P51)."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.png"
@@ -362,7 +363,7 @@ def test_images_are_left_as_they_were(encoder, pictures):
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_arrays_of_other_kinds_are_refused(encoder, pictures, wrong):
-    """Named by their place in the whole list, not in the batch that they fell into."""
+    """Named by their place in the whole list; and which axis is which is not guessed (P54)."""
     small = dataclasses.replace(encoder, batch_size=2)
     with pytest.raises(DataError) as raised:
         small.encode_images([*pictures[:3], wrong])
@@ -371,7 +372,8 @@ def test_arrays_of_other_kinds_are_refused(encoder, pictures, wrong):
 
 
 def test_files_that_cannot_be_read_are_named(encoder, pictures, tmp_path):
-    """P31: also a picture that Pillow opened and finds damaged only when its pixels are needed."""
+    """A pipe is no file, and Pillow finds damage when it needs the pixels (P31, P52)."""
+    os.mkfifo(tmp_path / "pipe.jpg")
     missing, text = tmp_path / "missing.jpg", tmp_path / "text.jpg"
     truncated, good = tmp_path / "truncated.png", tmp_path / "good.png"
     text.write_text("no image at all")
@@ -379,10 +381,11 @@ def test_files_that_cannot_be_read_are_named(encoder, pictures, tmp_path):
     truncated.write_bytes(good.read_bytes()[:900])
     small = dataclasses.replace(encoder, batch_size=1)
     for batch, named in (
-        ([good, missing], rf"image 1: .*{missing.name}: no such file"),
-        ([good, str(tmp_path)], rf"image 1: {tmp_path}: no such file"),
-        ([good, text], rf"{text}: cannot be decoded"),
-        ([good, truncated], rf"{truncated}: cannot be decoded"),
+        ([good, missing], rf"image 1: {missing}: cannot be read \(No such file"),
+        ([good, str(tmp_path)], rf"image 1: {tmp_path}: cannot be read \(not an ordinary file"),
+        ([good, tmp_path / "pipe.jpg"], r"image 1: .*pipe\.jpg: cannot be read \(not an ordinary"),
+        ([good, text], rf"image 1: {text}: cannot be decoded"),
+        ([good, truncated], rf"image 1: {truncated}: cannot be decoded"),
         ([good, Image.open(truncated)], r"image 1: cannot be decoded"),
     ):
         with pytest.raises(DataError, match=named):

@@ -192,10 +192,8 @@ def _require_dual_encoder(spec: specs.Spec, source: str | Path) -> None:
 
 def _pixels(image: ImageLike, index: int) -> np.ndarray:
     if isinstance(image, str | Path):
-        path = epath.Path(image)
-        if not path.is_file():
-            raise DataError(f"image {index}: {path}: no such file")
-        return images.decode(path.read_bytes(), str(path))
+        where = f"image {index}: {image}"
+        return images.decode(images.read(image, where), where)
     if isinstance(image, Image.Image):
         return images.to_rgb(image, f"image {index}")
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:

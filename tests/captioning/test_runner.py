@@ -236,6 +236,7 @@ def test_another_seed_writes_other_texts_of_the_same_attributes(
 
 
 def test_stopping_at_an_unreadable_image_is_a_choice(folder, clip, tmp_path):
+    """It is named, out of the thread that read it, and the run ends (P31, P52)."""
     with pytest.raises(DataError, match=r"0007\.png: cannot be decoded"):
         runner.caption(config(folder, on_bad_record="stop"), tmp_path, clip)
     assert not (tmp_path / "captions.jsonl").exists()

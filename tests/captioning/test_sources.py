@@ -49,6 +49,50 @@ def test_a_folder_is_searched_at_any_depth(folder, tmp_path):
     assert source.splits == {"train": range(len(files))}
 
 
+def test_every_suffix_in_any_case_is_found_and_the_rest_counted(tmp_path, caplog):
+    """Names with dots and underscores are names; so are those of folders (P56, P112)."""
+    root = tmp_path / "images"
+    (root / "sub.jpg").mkdir(parents=True)
+    names = ["a.JPG", "b.jpeg", "c.webp", "d.PNG", "e.bmp", "f.Tif", "g.TIFF", "h.gif", "i.AVIF"]
+    names += ["sub.jpg/j.jfif", "a.b_c.jpg", ".hidden.jpg", "k.ppm", "two..PNG", "ä_1.1.png"]
+    others = ["x.heic", "y.HEIC", "z.svg", ".jpg", "jpg", "photo.jpg.part", "sub.jpg/Thumbs.db"]
+    for name in names + others:
+        (root / name).write_bytes(name.encode())
+    with caplog.at_level(logging.INFO):
+        source = sources.open_source(str(root), tmp_path)
+    assert everything(source) == {name: name.encode() for name in names}
+    assert "7 other files passed over" in caplog.text and ".heic 2" in caplog.text
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
+    """A pipe, a device or a link in a circle with an image's name; a folder with one (P52)."""
+    root = tmp_path / "images"
+    (root / "folder.jpg").mkdir(parents=True)
+    os.mkfifo(root / "pipe.jpg")
+    (root / "zeros.jpg").symlink_to("/dev/zero")
+    (root / "circle.jpg").symlink_to("circle.jpg")
+    (root / "gone.jpg").symlink_to("nowhere")
+    source = sources.open_source(str(root), tmp_path)
+    assert source.size == 4
+    for number in range(4):
+        name = source.path(number)
+        with pytest.raises(DataError, match=rf"images/{name}: cannot be read \("):
+            source.read(number)
+    with pytest.raises(DataError, match=r"pipe\.jpg: no such folder, list"):
+        sources.require_place(str(root / "pipe.jpg"))
+
+
+def test_a_list_that_is_no_text_is_refused_and_long_lines_are_named(tmp_path):
+    (tmp_path / "utf16.txt").write_text("a.jpg\nb.jpg\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"utf16\.txt: line 1 holds a zero byte; save .* as UTF-8"):
+        sources.open_source(str(tmp_path / "utf16.txt"), tmp_path / "run")
+    (tmp_path / "long.txt").write_text("x" * 5000 + "\n" + "y/" * 3000 + "\n")
+    source = sources.open_source(str(tmp_path / "long.txt"), tmp_path / "run")
+    for number in range(2):
+        with pytest.raises(DataError, match=r"cannot be read \(File name too long"):
+            source.read(number)
+
+
 def test_a_run_that_goes_on_sees_the_images_of_before(folder, tmp_path):
     root, files = folder
     sources.open_source(str(root), tmp_path)
@@ -172,7 +216,8 @@ def test_a_long_listing_is_scanned_in_pieces(folder, tmp_path, monkeypatch):
 
 
 def test_resized_pixels_are_not_captioned(tmp_path):
-    manifest = {"format": builders.FORMAT, "pixels": [384, 128]}
+    manifest = {"format": builders.FORMAT, "pixels": [384, 128], "name": "any", "splits": {}}
+    manifest |= {"tokenizer_fingerprint": "", "quarantined": 0, "notices": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     for refuse in (sources.require_place, lambda images: sources.open_source(images, tmp_path)):
         with pytest.raises(DataError, match=r"stores pixels of 384x128.*name the folder"):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -426,7 +427,7 @@ def jpeg(red: int) -> bytes:
 
 
 def test_every_undecodable_image_is_a_fault(tmp_path, monkeypatch):
-    """P52: all of them, with file and record, over several chunks."""
+    """All of them, with file and record, over several chunks (P52)."""
     monkeypatch.setattr(builders, "_CHECKED_AT_ONCE", 2)
     contents = [jpeg(10), jpeg(20)[:-100], b"", b"text", jpeg(30), None]
     records = []
@@ -439,6 +440,23 @@ def test_every_undecodable_image_is_a_fault(tmp_path, monkeypatch):
         (number + 10, f"{number}.jpg", "fault") for number in (1, 2, 3, 5)
     ]
     assert all(str(tmp_path / problem.image) in problem.what for problem in problems)
+
+
+def test_a_pipe_is_a_fault_and_never_waited_for(tmp_path):
+    """As are a device and a circle of links, whoever reads them (P52)."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    names = ["pipe.jpg", "zeros.jpg", "circle.jpg"]
+    records = [Record(name, ("a",), "toy/1", "train", at) for at, name in enumerate(names)]
+    found = [(problem.image, problem.what) for problem in builders.check_images(records, tmp_path)]
+    assert [image for image, _ in found] == names
+    for image, what in found:
+        assert what.startswith(f"{tmp_path / image}: cannot be read (")
+    for record in records:
+        named = rf"^record {record.position}: .*{record.image}: cannot be read \(.*prepare again"
+        with pytest.raises(DataError, match=named):
+            builders.read_image(record, tmp_path)
 
 
 def test_identical_bytes_are_noticed(tmp_path):

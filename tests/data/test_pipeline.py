@@ -798,7 +798,7 @@ def test_joined_lengths_of_different_tokenizers_leave_buckets_unused(split, make
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_truncated_image_is_named(broken, make, workers):
-    """P31: neither threads nor worker processes hang on it."""
+    """Neither threads nor worker processes hang on it (P31)."""
     begin = time.monotonic()
     with (
         pipeline.Batches(make(split=broken), workers=workers) as batches,

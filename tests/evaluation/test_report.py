@@ -154,13 +154,17 @@ def test_frames_do_not_rely_on_colour(page):
     assert all(attributes["alt"] for attributes in images)
 
 
-def test_thumbnails_are_small_jpegs_of_the_picture():
+@pytest.mark.parametrize(
+    ("size", "small"), [((500, 1000), (72, 144)), ((2, 4000), (1, 144)), ((4000, 2), (72, 1))]
+)
+def test_thumbnails_are_small_jpegs_of_the_picture(size, small):
+    """And no side becomes 0 (P55)."""
     file = io.BytesIO()
-    Image.new("RGB", (500, 1000), (10, 200, 30)).save(file, "PNG")
+    Image.new("RGB", size, (10, 200, 30)).save(file, "PNG")
     kind, _, content = report.thumbnail(file.getvalue()).partition(",")
     assert kind == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as image:
-        assert image.size == (72, 144)
+        assert image.size == small
         assert np.abs(np.asarray(image).astype(int) - [10, 200, 30]).max() < 8
 
 

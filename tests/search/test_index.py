@@ -116,6 +116,7 @@ def test_two_at_once_make_one_index(folder, place, model):
 
 
 def test_unreadable_images_are_named_and_left_out(folder, place, model):
+    """No picture, empty, a link to nowhere; and the rest is found (P52)."""
     whole = expected(folder, model)
     (folder / "notes.jpg").write_text("no picture")
     (folder / "empty.png").touch()
@@ -160,8 +161,10 @@ def test_what_could_not_be_read_is_tried_again(folder, place, model, monkeypatch
 
 
 def test_a_pipe_is_not_waited_for(folder, place, model):
+    """It has an image's name (P52)."""
     os.mkfifo(folder / "pipe.jpg")
-    assert index.build(folder, place, model).faults == ("pipe.jpg: is no file",)
+    faults = index.build(folder, place, model).faults
+    assert faults == ("pipe.jpg: cannot be read (not an ordinary file)",)
 
 
 def test_a_full_disk_is_named_and_loses_nothing(folder, place, model, monkeypatch):
@@ -288,7 +291,7 @@ def test_long_lines_are_read_whole(tmp_path):
 
 
 def test_images_of_any_kind_are_the_same_picture(tmp_path, place, model):
-    """Formats and modes; and links into a circle end."""
+    """Formats, and suffixes in any case; and links into a circle end (P56)."""
     pixels = np.random.default_rng(0).integers(0, 255, (40, 20, 3), np.uint8)
     folder = tmp_path / "kinds"
     folder.mkdir()

@@ -92,6 +92,7 @@ def test_the_sheet_shows_every_image_in_order(count):
 
 
 def test_pictures_keep_their_proportions():
+    """And no side becomes 0 (P55)."""
     assert terminal.fitted(np.zeros((200, 100, 3), np.uint8), 96, 216).size == (96, 192)
     assert terminal.fitted(np.zeros((100, 400, 3), np.uint8), 96, 216).size == (96, 24)
     assert terminal.fitted(np.zeros((4000, 2, 3), np.uint8), 96, 216).size == (1, 216)

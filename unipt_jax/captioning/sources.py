@@ -15,13 +15,15 @@ from PIL import Image
 from unipt_jax.core.errors import DataError
 from unipt_jax.core.files import write_stream
 from unipt_jax.data import builders
-from unipt_jax.data.images import FORMATS
+from unipt_jax.data import images as images_lib
 
 log = logging.getLogger(__name__)
 
 LISTING = "images.list"  # Paths, each ended by a zero byte, the one that no path can hold.
 
-SUFFIXES = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
+SUFFIXES = {
+    name for name, kind in Image.registered_extensions().items() if kind in images_lib.FORMATS
+}
 _CHUNK = 1 << 24  # bytes
 
 
@@ -89,7 +91,7 @@ def require_place(images: str) -> None:
         DataError: there is not, or it is a single image, or images were resized when prepared:
             resized again for CLIP they would be others than the images that came.
     """
-    if not Path(images).exists():
+    if not (Path(images).is_dir() or Path(images).is_file()):
         raise DataError(f"images={images}: no such folder, list or prepared data set")
     if Path(images).is_file() and Path(images).suffix.lower() in SUFFIXES:
         raise DataError(f"images={images} is one image; name its folder, or a list of paths")
@@ -121,11 +123,10 @@ def _listed(listing: Path, root: Path) -> Source:
     def read(number: int) -> bytes:
         file = root / os.fsdecode(name(number))
         try:
-            return file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            if not root.is_dir():  # Not this image: all of them are out of reach.
-                raise
-            raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+            return images_lib.read(file)
+        except DataError:
+            os.stat(root)  # Fails where not this image, but all of them are out of reach.
+            raise
 
     return Source(len(ends), {"train": range(len(ends))}, path, lambda number: "", read)
 
@@ -191,10 +192,19 @@ def walk(folder: Path, others: Counter[str]) -> Iterator[str]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """Yields the paths of a list, which may have been written on Windows."""
+    """Yields the paths of a list, which may have been written on Windows.
+
+    Raises:
+        DataError: it is no text.
+    """
     with file.open("rb") as lines:
         for number, line in enumerate(lines):
             path = (line.removeprefix(codecs.BOM_UTF8) if number == 0 else line).strip()
+            if b"\0" in path:
+                raise DataError(
+                    f"{file}: line {number + 1} holds a zero byte; save the list as UTF-8, a path "
+                    "a line"
+                )
             if b"\\" in path and not os.path.lexists(os.path.join(os.fsencode(file.parent), path)):
                 path = path.replace(b"\\", b"/")
             if path:

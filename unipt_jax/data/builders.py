@@ -403,7 +403,7 @@ def _digest(
     """Returns a digest of the image's bytes, and why it cannot be decoded or an empty string."""
     where = record.image if read else str(source / record.image)
     try:
-        content = read(record) if read else (source / record.image).read_bytes()
+        content = read(record) if read else images_lib.read(source / record.image)
         images_lib.decode(content, where)
     except OSError as error:
         return b"", f"{where}: cannot be read ({error.strerror or error})"
@@ -546,12 +546,14 @@ def read_image(record: Record, source: epath.PathLike) -> bytes:
         DataError: it cannot be read.
     """
     path = epath.Path(source) / record.image
+    where = f"record {record.position}: {path}"
     try:
-        return path.read_bytes()
+        return images_lib.read(path, where)
+    except DataError as error:
+        raise DataError(f"{error}; prepare again") from None
     except OSError as error:
         raise DataError(
-            f"record {record.position}: {path} cannot be read ({error.strerror or error}); "
-            "prepare again"
+            f"{where}: cannot be read ({error.strerror or error}); prepare again"
         ) from None
 
 

@@ -342,11 +342,10 @@ def read(folder: Path, name: str) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DataError: it cannot be read or decoded.
     """
-    path = folder / name
     try:
-        if path.exists() and not path.is_file():  # A pipe would be waited for.
-            raise _UnreadError(f"{name}: is no file")
-        content = path.read_bytes()
+        content = images.read(folder / name, name)
+    except DataError as error:
+        raise _UnreadError(str(error)) from None
     except OSError as error:
         raise _UnreadError(f"{name}: cannot be read ({error.strerror or error})") from None
     return images.decode(content, name)
