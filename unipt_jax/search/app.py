@@ -204,15 +204,24 @@ def page(gallery: Gallery) -> Any:
         settings = [k, without, *filters.values()]
         answer = [query, results, hits, status, details]
 
-        def on(event: Any, ask: Callable[..., Any], *inputs: Any) -> None:
+        def on(
+            event: Any, ask: Callable[..., Any], *inputs: Any, at_once: int | str = "default"
+        ) -> None:
             """Lets an event ask, and shows the answer or what was wrong."""
             how = functools.partial(_answer, gallery, tuple(filters), ask, len(inputs))
-            event(how, [folder, *inputs, *settings], answer, show_progress="minimal")
+            event(
+                how,
+                [folder, *inputs, *settings],
+                answer,
+                show_progress="minimal",
+                concurrency_limit=at_once,
+            )
 
         for event in (button.click, text.submit):
             on(event, _by_text, text)
         on(without.submit, _again_or_by_text, query, text)
-        on(picture.upload, _by_picture, picture)
+        # A picture may take a GB to decode (`images.MAX_PIXELS`).
+        on(picture.upload, _by_picture, picture, at_once=2)
         on(more.click, _by_likeness, chosen)
         for setting in (k.input, *(each.input for each in filters.values())):
             on(setting, _again, query)
