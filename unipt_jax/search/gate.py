@@ -127,7 +127,7 @@ def size(folder: Path) -> int:
 
 
 def _remove_broken_off(served: Path) -> None:
-    """Removes what is left of uploads that ended too early; whole ones have folders of their own."""
+    """Removes what uploads that broke off left; whole ones have folders of their own."""
     for each in served.iterdir() if served.is_dir() else ():
         if each.is_file():
             each.unlink(missing_ok=True)
