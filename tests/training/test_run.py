@@ -474,6 +474,7 @@ def test_the_papers_protocol_measures_on_test(three_splits, small, tmp_path, mon
 
 
 def test_measuring_needs_its_split_before_anything_is_written(data, tmp_path):
+    """A data set without val is refused, or not measured on where that was asked for (P103)."""
     made = fine_tuning(data)
     for go in (lambda: run.check(made, None), lambda: run.train(made, tmp_path, False)):
         with pytest.raises(DataError, match="has no split 'val'"):
