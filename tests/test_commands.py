@@ -304,6 +304,7 @@ KINDS = {
     "command", COMMANDS.values(), ids=lambda it: f"{it.page}:{it.line} {it.words[1]}"
 )
 def test_each_command_runs(command, shell):
+    """Those of the first page, too, which need nobody's weights or paths (P112)."""
     kinds = [run for start, run in KINDS.items() if re.match(start, " ".join(command.words))]
     assert len(kinds) == 1, f"nothing here runs {' '.join(command.words)}"
     kinds[0](command.words, shell)

@@ -337,6 +337,7 @@ def test_resize_takes_height_first_and_keeps_what_fits():
 @pytest.mark.parametrize("size", [(30, 12), (40, 20), (96, 32)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "PPM"])
 def test_load_is_what_pillow_decodes_and_resizes(kind, size):
+    """Whatever the shape that is asked for (P22)."""
     content = encode(photo(), kind)
     theirs = Image.open(io.BytesIO(content)).resize(size[::-1], Image.Resampling.BICUBIC)
     loaded = images.load(content, "x", *size)

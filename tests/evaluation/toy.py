@@ -93,4 +93,5 @@ def split(
 def prepared(directory, *, name="toy", quarantined=0):
     """Writes the manifest that a split's directory has."""
     manifest = {"format": builders.FORMAT, "name": name, "quarantined": quarantined}
+    manifest |= {"splits": {}, "tokenizer_fingerprint": "", "notices": {}}
     write_json(directory / builders.MANIFEST, manifest)

@@ -70,11 +70,16 @@ WRONG = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One entry of a file, the image that is there for it, and the record it is (None: faulty)."""
+    """One entry of a file, the image that is there for it, and what it says (None: faulty)."""
 
     text: str
     image: str
-    record: Record | None
+    says: dict[str, Any] | None
+
+    @property
+    def record(self) -> Record | None:
+        """What the entry should be read as."""
+        return self.says and Record(**self.says)
 
 
 @st.composite
@@ -82,14 +87,14 @@ def lists(draw: st.DrawFn) -> tuple[str, list[Entry]]:
     """Draws a data set's name, and the records of its file; no two share image or identity."""
     dataset, entries = draw(st.sampled_from(sorted(LISTS))), []
     for position, is_sound in enumerate(draw(st.lists(st.booleans(), min_size=1, max_size=6))):
-        fields, record = draw(sound(dataset, position))
+        fields, says = draw(sound(dataset, position))
         text = as_json(fields) if is_sound else draw(faulty(LISTS[dataset], fields))
-        entries.append(Entry(text, record.image, record if is_sound else None))
+        entries.append(Entry(text, says["image"], says if is_sound else None))
     return dataset, entries
 
 
 @st.composite
-def sound(draw: st.DrawFn, dataset: str, position: int) -> tuple[dict[str, Any], Record]:
+def sound(draw: st.DrawFn, dataset: str, position: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws a record's fields, and what they say."""
     form, name = LISTS[dataset], f"{position} {draw(NAMES)}"
     path = draw(st.sampled_from((f"cam/{name}", f"./cam//{name}", f"cam\\{name}")))
@@ -103,7 +108,13 @@ def sound(draw: st.DrawFn, dataset: str, position: int) -> tuple[dict[str, Any],
     if "split" in form.required or draw(st.booleans()):
         split = draw(st.sampled_from(sorted(SPLITS)))
         fields["split"] = draw(st.sampled_from(SPLITS[split]))
-    return fields, Record(f"cam/{name}", tuple(captions), f"{dataset}/{identity}", split, position)
+    return fields, {
+        "image": f"cam/{name}",
+        "captions": tuple(captions),
+        "identity": f"{dataset}/{identity}",
+        "split": split,
+        "position": position,
+    }
 
 
 @st.composite
@@ -135,10 +146,15 @@ def views(draw: st.DrawFn) -> list[Entry]:
             path = draw(WRONG_PATHS)
         elif not is_sound:
             caption = draw(WRONG_CAPTIONS | st.sampled_from(("a <b>", "[hair description]")))
-        record = None
-        if is_sound and not is_template:
-            record = Record(name, (caption,), f"luperson_mllm/image:{name}", "train", position)
-        entries.append(Entry(f"{as_json(path)}: {as_json(caption)}", name, record))
+        says = {
+            "image": name,
+            "captions": (caption,),
+            "identity": f"luperson_mllm/image:{name}",
+            "split": "train",
+            "position": position,
+        }
+        text = f"{as_json(path)}: {as_json(caption)}"
+        entries.append(Entry(text, name, says if is_sound and not is_template else None))
     return entries
 
 

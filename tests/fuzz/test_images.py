@@ -218,7 +218,7 @@ def make(path: bytes, kind: str) -> None:
             file.write({"image": IMAGE, "text": b"no image", "empty": b""}[kind])
 
 
-@given(st.dictionaries(NAMES, KINDS, max_size=5), st.dictionaries(NAMES, KINDS, max_size=2))
+@given(st.dictionaries(NAMES, KINDS, max_size=3), st.dictionaries(NAMES, KINDS, max_size=1))
 def test_a_folder_of_any_names_is_read_or_named(names, deeper):
     """What has an image's suffix is listed once, and read or refused by name (P52, P56, P112)."""
     top = Path(tempfile.mkdtemp())

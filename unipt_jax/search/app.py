@@ -253,7 +253,8 @@ def _by_text(gallery: Gallery, text: str) -> Any:
 
 def _by_picture(gallery: Gallery, file: str) -> Any:
     # By its own name: where the server put it means nothing to who sent it.
-    return gallery.encode_image(images.decode(images.read(file), Path(file).name))
+    name = Path(file).name
+    return gallery.encode_image(images.decode(images.read(file, name), name))
 
 
 def _by_likeness(gallery: Gallery, number: int) -> Any:
