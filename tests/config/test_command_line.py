@@ -337,6 +337,17 @@ def test_resume_with_other_values_is_refused(call):
     assert len(errors) == 1 and "seed: 1 before, 2 now" in errors[0]
 
 
+@pytest.mark.parametrize("flags", [[], ["--config.dry_run"]])
+def test_resume_of_another_versions_run_names_the_field_and_the_file(call, tmp_path, flags):
+    call()
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": 3}))
+    code, _, errors, given = call("--resume", *flags)
+    assert (code, len(errors), given) == (2, 1, [])
+    assert f"{path} is not of this version of unipt_jax: colour is unknown" in errors[0]
+    assert "resume with the version that wrote it, or start anew with --overwrite" in errors[0]
+
+
 def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):
     """A cluster passes --resume always, the first time too."""
     code, _, _, _ = call("--config.seed=5", "--resume")

@@ -193,6 +193,20 @@ def test_what_is_not_json_is_named_with_line_and_column(tmp_path, content, where
     assert f"x.json: not JSON at {where}: " in str(caught.value)
 
 
+def test_lines_are_read_but_for_one_that_a_kill_has_cut(tmp_path):
+    path = tmp_path / "x.jsonl"
+    files.append_json_lines(path, [{"a": "\u4eba"}, 2])
+    with path.open("ab") as file:
+        file.write(b'{"a": ')
+    assert files.read_json_lines(path) == [{"a": "\u4eba"}, 2]
+    for damaged in (b"[1]\n[2\n[3]\n", b'[1]\n["\xff"]\n', b"[1]\n\n[3]\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"x\.jsonl: line 2 is damaged"):
+            files.read_json_lines(path)
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read: No such file"):
+        files.read_json_lines(tmp_path / "none.jsonl")
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         files.read_json(tmp_path / "none.json")

@@ -19,7 +19,7 @@ from etils import epath
 
 from tests.training import micro
 from unipt_jax.core import trees
-from unipt_jax.core.errors import DivergenceError
+from unipt_jax.core.errors import DataError, DivergenceError
 from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.training import loop, metrics, state
@@ -148,6 +148,14 @@ def test_the_average_is_measured_and_the_best_one_kept(trained):
     kernel = "image_head/projection/kernel"
     assert np.abs(trees.flatten(stored["params"])[kernel] - trees.flatten(seen[8])[kernel]).max()
     assert [p.name for p in (directories["plain"] / "checkpoints").iterdir()] == ["8"]
+
+
+@pytest.mark.parametrize("line", ['{"pair": 2', '{"pbir": 2}', "3"])
+def test_a_damaged_list_of_unreadable_records_is_named(tmp_path, line):
+    path = epath.Path(tmp_path) / "quarantine.jsonl"
+    path.write_text(f'{{"pair": 1}}\n{line}\n')
+    with pytest.raises(DataError, match=r"quarantine\.jsonl: .*; take that line away"):
+        loop._read_bad_records(path)
 
 
 # ---------------------------------------------------------------------------- progress

@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from unipt_jax.core.errors import DivergenceError
+from unipt_jax.core.errors import DataError, DivergenceError
 from unipt_jax.training import metrics
 
 
@@ -44,6 +44,14 @@ def test_a_continuation_takes_back_rows_after_its_checkpoint(tmp_path):
         (2, 0.5),
         (3, 7.0),
     ]
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "loss"}', '{"stfp": 2}', "3", '{"step": "2"}'])
+def test_a_damaged_row_is_named(tmp_path, line):
+    """A run that goes on, or draws its curve, does not end in a traceback."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 .*; take that line away"):
+        metrics.Writer(tmp_path, step=3)
 
 
 def test_nan_is_refused_by_the_file_too(tmp_path):

@@ -317,7 +317,14 @@ def _require_same_config(config: Any, workdir: epath.Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    differences = schema.resume_differences(schema.build(read_json(path)), config)
+    try:
+        before = schema.build(read_json(path))
+    except ConfigError as error:
+        raise ConfigError(
+            f"--resume: {path} is not of this version of unipt_jax: {error}; resume with the "
+            "version that wrote it, or start anew with --overwrite"
+        ) from None
+    differences = schema.resume_differences(before, config)
     if differences:
         raise ConfigError(
             f"--resume: {path} differs from this configuration in {'; '.join(differences)}; "

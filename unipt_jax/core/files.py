@@ -144,6 +144,25 @@ def read_json(path: epath.PathLike) -> Any:
         ) from None
 
 
+def read_json_lines(path: epath.PathLike) -> list[Any]:
+    """Reads one JSON value a line, but not a last line that a kill has left unfinished.
+
+    Raises:
+        DataError: a line (named) is damaged, or the file cannot be read.
+    """
+    path, values = epath.Path(path), []
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            raise DataError(f"{path}: line {number} is damaged; take that line away") from None
+    return values
+
+
 def is_run(directory: epath.PathLike) -> bool:
     """Tells whether a run of this library wrote `config.json`; Hugging Face's models have one too.
 

@@ -1,7 +1,6 @@
 """What a run writes about itself: `metrics.jsonl`, TensorBoard events, and a loss curve."""
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,8 @@ import jax
 from etils import epath
 
 from unipt_jax.core import distributed
-from unipt_jax.core.errors import DivergenceError
-from unipt_jax.core.files import append_json_lines, write_json_lines
+from unipt_jax.core.errors import DataError, DivergenceError
+from unipt_jax.core.files import append_json_lines, read_json_lines, write_json_lines
 
 FILE = "metrics.jsonl"
 Row = dict[str, float | int]
@@ -41,12 +40,16 @@ def read(workdir: epath.PathLike) -> list[Row]:
     """Returns the rows of `metrics.jsonl`, an empty list where there is none.
 
     A last line that a killed run left unfinished is left out.
+
+    Raises:
+        DataError: a line is damaged.
     """
     path = epath.Path(workdir) / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = read_json_lines(path) if path.exists() else []
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+            raise DataError(f"{path}: line {number} tells no step; take that line away")
+    return rows
 
 
 class Writer:
