@@ -48,13 +48,13 @@ def row(step):
 
 
 def test_metrics_keep_every_row_and_take_back_those_after_the_checkpoint(bucket):
-    with mock.patch("tensorboardX.SummaryWriter") as events:
+    with mock.patch("tensorboardX.event_file_writer.EventsWriter") as events:
         for first, last in ((0, 3), (2, 4)):
             with metrics.Writer(RUN, step=first) as writer:
                 for step in range(first + 1, last + 1):
                     writer.write(row(step))
     assert [each["step"] for each in metrics.read(RUN)] == [1, 2, 3, 4]
-    assert events.call_args.args == (f"{RUN}/tensorboard",)
+    assert events.call_args.args == (f"{RUN}/tensorboard/events", "")
 
 
 def test_unreadable_records_are_listed_once_each(bucket):
