@@ -79,8 +79,10 @@ def main(
     )
     for name in ("fsspec", "gcsfs", "httpx", "jax"):  # They tell of every file and program.
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Orbax warns of what it was asked for, such as a directory that is only read.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax warns of what it was asked for, such as a directory that is only read, and tells each
+    # thread's error beside that which it raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _complain
     try:
         given = sys.argv[1:] if arguments is None else arguments
         flags, overrides = parse(doc, given, claims=claims, takes=takes)
@@ -131,6 +133,15 @@ def main(
         distributed.leave_soon(1)
         raise
     sys.exit(0)
+
+
+def _complain(fault: Any) -> None:
+    """Shows an error that no caller can catch; not those of TensorStore's threads, whose has left.
+
+    They have no more to say than what the caller raised, and would bury the line that tells it.
+    """
+    if "Event loop is closed" not in str(fault.exc_value):
+        sys.__unraisablehook__(fault)
 
 
 def _claim(
