@@ -221,11 +221,6 @@ def claim(path, **flags):
         return claimed
 
 
-def shown(path):
-    """What lies in a directory, but for the lock's file, which stays."""
-    return sorted(name for name in os.listdir(path) if name != files.LOCK_FILE)
-
-
 def make_workdir(path, state):
     """Makes one of the states a directory can be in."""
     if state != "missing":
@@ -245,7 +240,7 @@ def test_an_unused_directory_is_always_taken(tmp_path, state, flags):
     make_workdir(path, state)
     assert os.fspath(claim(path, **flags)) == str(path)
     assert path.is_dir()
-    assert shown(path) == []
+    assert os.listdir(path) == []
 
 
 @pytest.mark.parametrize(
@@ -265,7 +260,7 @@ def test_a_directory_in_use_is_refused_untouched(tmp_path, state, flags, message
     before = sorted(os.listdir(path))
     with pytest.raises(ConfigError, match=message):
         claim(path, **flags)
-    assert shown(path) == before
+    assert sorted(os.listdir(path)) == before
     assert (path / "precious.txt").read_text() == "kept"
     assert (path / "sub" / "file").read_text() == "kept"
 
@@ -273,13 +268,13 @@ def test_a_directory_in_use_is_refused_untouched(tmp_path, state, flags, message
 def test_a_run_is_resumed_with_all_its_files(tmp_path):
     make_workdir(tmp_path / "run", "run")
     claim(tmp_path / "run", resume=True)
-    assert shown(tmp_path / "run") == ["config.json", "precious.txt", "sub"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "precious.txt", "sub"]
 
 
 def test_a_run_is_overwritten_with_none_of_its_files(tmp_path):
     make_workdir(tmp_path / "run", "run")
     claim(tmp_path / "run", overwrite=True)
-    assert shown(tmp_path / "run") == []
+    assert os.listdir(tmp_path / "run") == []
 
 
 def test_overwriting_follows_no_link(tmp_path):
@@ -290,8 +285,8 @@ def test_overwriting_follows_no_link(tmp_path):
     (disk / "data").symlink_to(data)
     (tmp_path / "link").symlink_to(disk)
     claim(tmp_path / "link", overwrite=True)
-    assert shown(disk) == []
-    assert shown(data) == ["precious.txt", "sub"]
+    assert os.listdir(disk) == []
+    assert sorted(os.listdir(data)) == ["precious.txt", "sub"]
     assert (data / "sub" / "file").read_text() == "kept"
 
 
@@ -305,7 +300,7 @@ def test_an_interrupted_overwrite_can_be_repeated(tmp_path, monkeypatch):
         patch.setattr(type(epath.Path(tmp_path)), "rmtree", interrupt)
         claim(tmp_path / "run", overwrite=True)
     claim(tmp_path / "run", overwrite=True)
-    assert shown(tmp_path / "run") == []
+    assert os.listdir(tmp_path / "run") == []
 
 
 def test_a_file_is_no_directory(tmp_path):
@@ -379,7 +374,24 @@ def test_a_directory_is_one_run_s_at_a_time_and_free_once_that_is_killed(tmp_pat
         holder.kill()
     claim(path, resume=True)
     claim(path, overwrite=True)
-    assert shown(path) == []
+    assert os.listdir(path) == []
+
+
+def test_a_lock_that_its_holder_has_just_taken_away_keeps_nobody_out(tmp_path, monkeypatch):
+    """This one had opened the file before; it takes that which the next one would see."""
+    real, opened = files.fcntl.lockf, []
+
+    def lock(file, how):
+        opened.append(os.fstat(file.fileno()).st_ino)
+        if len(opened) == 1:
+            (tmp_path / ".lock").rename(tmp_path.parent / f"{tmp_path.name}.gone")
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "lockf", lock)
+    with files.claim_workdir(tmp_path):
+        assert (tmp_path / ".lock").stat().st_ino == opened[1] != opened[0]
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert os.listdir(tmp_path) == []
 
 
 def test_of_two_that_find_a_directory_empty_one_gets_it(tmp_path, monkeypatch):
@@ -415,7 +427,7 @@ def test_a_full_disk_says_which_file(tmp_path, write):
     with limited(16), pytest.raises(OSError, match="too large") as caught:
         write(path, ["a value that is longer than that"])
     assert caught.value.filename == str(path)
-    assert path.read_bytes().startswith(b"old\n") and shown(tmp_path) == ["x.jsonl"]
+    assert path.read_bytes().startswith(b"old\n") and os.listdir(tmp_path) == ["x.jsonl"]
 
 
 @contextlib.contextmanager

@@ -230,16 +230,18 @@ def _require_claimable(path: epath.Path, again: bool) -> None:
 
 @contextlib.contextmanager
 def _lock(directory: epath.Path) -> Iterator[None]:
-    """Holds the lock of a directory, in whose file the holder's name stands for those who wait."""
+    """Holds the lock of a directory; its file tells others who does, and goes away in the end."""
     path = Path(directory) / LOCK_FILE
-    # Not emptied as it is opened: it may be another's.
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+") as file:
+    while True:
+        # Not emptied as it is opened: it may be another's.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         try:
             # Not `flock`, whose lock lasts as long as any process that this one has forked.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
-                holder = file.read(200).strip() or "another process"
+                with file:
+                    holder = file.read(200).strip() or "another process"
                 raise ConfigError(
                     f"--workdir={directory} is being written by {holder}; wait until it has ended "
                     "or end it, or name another directory"
@@ -249,10 +251,19 @@ def _lock(directory: epath.Path) -> Iterator[None]:
                 directory,
                 error.strerror,
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()  # Its holder has just ended, and taken it away: it keeps nobody out.
+    with file:
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # The directory may be gone.
+                path.unlink()
 
 
 def _encode(value: Any, indent: int | None = None) -> bytes:
