@@ -137,6 +137,22 @@ def test_every_room_is_seen():
     assert {"core", "config", "data", "interop", "losses", "models", "training"} <= rooms
 
 
+# What runs code as it is read. Weights of others are read without running any; Beam's workers read
+# what their own run has written a moment before.
+PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+READS = {"data/beam.py", "interop/torchscript.py", "interop/weight_files.py"}
+
+
+def test_nothing_is_read_that_can_run_code():
+    """Neither checkpoints nor data sets nor indices."""
+    package = Path("unipt_jax")
+    for path in package.rglob("*.py"):
+        source = path.read_text("utf-8")
+        found = imported_packages(source) & PICKLES
+        assert not found or path.relative_to(package).as_posix() in READS, path
+        assert "allow_pickle" not in source and "weights_only=False" not in source, path
+
+
 # ---------------------------------------------------------------------------- the rules' own tests
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -335,6 +337,46 @@ def test_resume_with_other_values_is_refused(call):
     code, _, errors, runs = call("--config.seed=2", "--resume")
     assert (code, runs) == (2, [])
     assert len(errors) == 1 and "seed: 1 before, 2 now" in errors[0]
+
+
+@pytest.mark.parametrize("flags", [[], ["--config.dry_run"]])
+def test_resume_of_another_versions_run_names_the_field_and_the_file(call, tmp_path, flags):
+    call()
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": 3}))
+    code, _, errors, given = call("--resume", *flags)
+    assert (code, len(errors), given) == (2, 1, [])
+    assert f"{path} is not of this version of unipt_jax: colour is unknown" in errors[0]
+    assert "resume with the version that wrote it, or start anew with --overwrite" in errors[0]
+
+
+HOLDER = """
+import sys, time
+from unipt_jax.core.files import claim_workdir
+
+with claim_workdir(sys.argv[1], resume=True):
+    print("held", flush=True)
+    time.sleep(20)
+"""
+
+
+def test_a_directory_that_another_run_writes_to_is_left_alone(call, tmp_path):
+    """Whatever the flags; once that run is gone, it is free."""
+    call("--config.seed=1")
+    (tmp_path / "run" / "precious").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        for flag in ("--resume", "--overwrite"):
+            code, _, errors, given = call("--config.seed=1", flag)
+            assert (code, given) == (
+                2,
+                [],
+            ) and f"is being written by process {holder.pid}" in errors[-1]
+        holder.kill()
+    assert (tmp_path / "run" / "precious").exists()
+    assert call("--config.seed=1", "--overwrite")[0] == 0
 
 
 def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):

@@ -1,8 +1,11 @@
 """Files are whole or absent, and nobody's directory is lost."""
 
+import contextlib
+import errno
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -238,12 +241,32 @@ def test_what_is_not_json_is_named_with_line_and_column(tmp_path, content, where
     assert f"x.json: not JSON at {where}: " in str(caught.value)
 
 
+def test_lines_are_read_but_for_one_that_a_kill_has_cut(tmp_path):
+    path = tmp_path / "x.jsonl"
+    files.append_json_lines(path, [{"a": "\u4eba"}, 2])
+    with path.open("ab") as file:
+        file.write(b'{"a": ')
+    assert files.read_json_lines(path) == [{"a": "\u4eba"}, 2]
+    for damaged in (b"[1]\n[2\n[3]\n", b'[1]\n["\xff"]\n', b"[1]\n\n[3]\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"x\.jsonl: line 2 is damaged"):
+            files.read_json_lines(path)
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read: No such file"):
+        files.read_json_lines(tmp_path / "none.jsonl")
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         files.read_json(tmp_path / "none.json")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(DataError, match=r"folder\.json: cannot be read: Is a directory"):
         files.read_json(tmp_path / "folder.json")
+
+
+def claim(path, **flags):
+    """Claims a directory, and lets go of it."""
+    with files.claim_workdir(path, **flags) as claimed:
+        return claimed
 
 
 def make_workdir(path, state):
@@ -263,7 +286,7 @@ def make_workdir(path, state):
 def test_an_unused_directory_is_always_taken(tmp_path, state, flags):
     path = tmp_path / "run"
     make_workdir(path, state)
-    assert os.fspath(files.claim_workdir(path, **flags)) == str(path)
+    assert os.fspath(claim(path, **flags)) == str(path)
     assert path.is_dir()
     assert os.listdir(path) == []
 
@@ -284,7 +307,7 @@ def test_a_directory_in_use_is_refused_untouched(tmp_path, state, flags, message
     make_workdir(path, state)
     before = sorted(os.listdir(path))
     with pytest.raises(ConfigError, match=message):
-        files.claim_workdir(path, **flags)
+        claim(path, **flags)
     assert sorted(os.listdir(path)) == before
     assert (path / "precious.txt").read_text() == "kept"
     assert (path / "sub" / "file").read_text() == "kept"
@@ -292,13 +315,13 @@ def test_a_directory_in_use_is_refused_untouched(tmp_path, state, flags, message
 
 def test_a_run_is_resumed_with_all_its_files(tmp_path):
     make_workdir(tmp_path / "run", "run")
-    files.claim_workdir(tmp_path / "run", resume=True)
+    claim(tmp_path / "run", resume=True)
     assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "precious.txt", "sub"]
 
 
 def test_a_run_is_overwritten_with_none_of_its_files(tmp_path):
     make_workdir(tmp_path / "run", "run")
-    files.claim_workdir(tmp_path / "run", overwrite=True)
+    claim(tmp_path / "run", overwrite=True)
     assert os.listdir(tmp_path / "run") == []
 
 
@@ -309,7 +332,7 @@ def test_overwriting_follows_no_link(tmp_path):
     make_workdir(disk, "run")
     (disk / "data").symlink_to(data)
     (tmp_path / "link").symlink_to(disk)
-    files.claim_workdir(tmp_path / "link", overwrite=True)
+    claim(tmp_path / "link", overwrite=True)
     assert os.listdir(disk) == []
     assert sorted(os.listdir(data)) == ["precious.txt", "sub"]
     assert (data / "sub" / "file").read_text() == "kept"
@@ -323,17 +346,17 @@ def test_an_interrupted_overwrite_can_be_repeated(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
         patch.setattr(type(epath.Path(tmp_path)), "rmtree", interrupt)
-        files.claim_workdir(tmp_path / "run", overwrite=True)
-    files.claim_workdir(tmp_path / "run", overwrite=True)
+        claim(tmp_path / "run", overwrite=True)
+    claim(tmp_path / "run", overwrite=True)
     assert os.listdir(tmp_path / "run") == []
 
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(ConfigError, match="is a file"):
-        files.claim_workdir(tmp_path / "file", overwrite=True)
+        claim(tmp_path / "file", overwrite=True)
     with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
-        files.claim_workdir(tmp_path / "file" / "below")
+        claim(tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -344,7 +367,7 @@ def test_models_of_others_are_no_runs(tmp_path, content, flag):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(ConfigError, match="not a run's directory; it was left untouched"):
-        files.claim_workdir(tmp_path, **{flag: True})
+        claim(tmp_path, **{flag: True})
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -368,4 +391,99 @@ def test_what_killed_writers_left_aside_goes_away(tmp_path):
 
 def test_a_run_killed_while_it_began_does_not_block_its_directory(tmp_path):
     (tmp_path / ".config.json.17-0a1b2c3d.tmp").write_bytes(b"{")
-    assert files.claim_workdir(tmp_path) == tmp_path
+    assert claim(tmp_path) == tmp_path
+
+
+HOLDER = """
+import os, sys, time
+from unipt_jax.core.files import claim_workdir
+
+with claim_workdir(sys.argv[1], resume=True) as workdir:
+    (workdir / "config.json").write_text('{"stage": "prepare"}')
+    if os.fork():
+        print(os.getpid(), flush=True)
+    time.sleep(5)
+"""
+
+
+def test_a_directory_is_one_run_s_at_a_time_and_free_once_that_is_killed(tmp_path):
+    """The holder is named, nothing is removed meanwhile, and no kill leaves a lock behind (P38)."""
+    path = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        number = holder.stdout.readline().strip()
+        for flags in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ConfigError, match=rf"run is being written by process {number} on "):
+                claim(path, **flags)
+        with pytest.raises(ConfigError, match="is not empty"):
+            claim(path)
+        assert (path / "config.json").exists()
+        holder.kill()
+    claim(path, resume=True)
+    claim(path, overwrite=True)
+    assert os.listdir(path) == []
+
+
+def test_a_lock_that_its_holder_has_just_taken_away_keeps_nobody_out(tmp_path, monkeypatch):
+    """This one had opened the file before; it takes that which the next one would see."""
+    real, opened = files.fcntl.lockf, []
+
+    def lock(file, how):
+        opened.append(os.fstat(file.fileno()).st_ino)
+        if len(opened) == 1:
+            (tmp_path / ".lock").rename(tmp_path.parent / f"{tmp_path.name}.gone")
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "lockf", lock)
+    with files.claim_workdir(tmp_path):
+        assert (tmp_path / ".lock").stat().st_ino == opened[1] != opened[0]
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_of_two_that_find_a_directory_empty_one_gets_it(tmp_path, monkeypatch):
+    """The other has begun and ended while this one waited for the lock."""
+    real = files._lock
+
+    def late(directory):
+        with real(directory):
+            files.write_json(directory / "config.json", {"stage": "prepare"})
+        return real(directory)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with pytest.raises(ConfigError, match="is not empty; pass --resume"):
+        claim(tmp_path / "run")
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    claim(tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path} cannot be locked (No locks available): let no other run write there"
+    ]
+
+
+@pytest.mark.parametrize("write", [files.write_json, files.append_json_lines])
+def test_a_full_disk_says_which_file(tmp_path, write):
+    """The system tells it where a file is opened, and not where it grows."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"old\n")
+    with limited(16), pytest.raises(OSError, match="too large") as caught:
+        write(path, ["a value that is longer than that"])
+    assert caught.value.filename == str(path)
+    assert path.read_bytes().startswith(b"old\n") and os.listdir(tmp_path) == ["x.jsonl"]
+
+
+@contextlib.contextmanager
+def limited(size):
+    """Lets no file of this process grow beyond `size` bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -386,7 +386,7 @@ def test_an_export_embeds_as_the_run_does(name, tokenizer, tmp_path):
         key=jax.random.key(0),
     )
     run = tmp_path / "run"
-    ModelFile(spec, "float32", LENGTH).write(run)
+    ModelFile(spec, "float32", LENGTH, tokenizer.fingerprint).write(run)
     tokenizer.save(run / TOKENIZER_DIRECTORY)
     with Checkpoints.open(run, keep=1) as checkpoints:
         checkpoints.save(made, data={}, config={})

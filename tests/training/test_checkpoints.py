@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -284,6 +287,95 @@ def take_arrays(source, destination):
     """Replaces the arrays of a checkpoint by those of another."""
     shutil.rmtree(destination / "state")
     shutil.copytree(source / "state", destination / "state")
+
+
+def tiny(step=0, rows=4, **opt_state):
+    """A state that needs no compilation, and how it lies on one device."""
+    made = state.TrainState(
+        step=jnp.int32(step),
+        params={"kernel": jnp.ones((rows, 4))},
+        opt_state=opt_state or {"count": jnp.int32(5)},
+        average=None,
+        key=jax.random.key(0),
+    )
+    return made, jax.tree.map(lambda leaf: leaf.sharding, made)
+
+
+@pytest.mark.parametrize("content", ['{"score": 10.5}', '{"scorf": 90.5}', "[90.5]", "{", None])
+def test_an_altered_score_is_told(tmp_path, content):
+    """Else another checkpoint would be the best, and the best one would be removed."""
+    with Checkpoints.open(tmp_path, keep=1) as checkpoints:
+        for step, score in ((1, 90.5), (2, 20.5)):
+            checkpoints.save(tiny(step)[0], data={}, config={}, score=score)
+    file = tmp_path / "checkpoints/1/metrics/metrics"
+    assert json.loads(file.read_text()) == {"score": 90.5}
+    file.unlink() if content is None else file.write_text(content)
+    for go in (
+        lambda: Checkpoints.open_read_only(tmp_path),
+        lambda: Checkpoints.open(tmp_path, keep=1),
+    ):
+        with pytest.raises(CheckpointError, match=r"/1 is damaged.* which leaves step 2$"):
+            go()
+    assert steps_on_disk(tmp_path) == [1, 2]
+
+
+def test_another_versions_state_of_training_is_not_called_damaged(tmp_path):
+    """What differs is named, and the version that wrote it."""
+    with Checkpoints.open(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(tiny()[0], data={}, config={})
+        checkpoints.wait()
+        for there in ({"count": jnp.int32(0), "mu": jnp.ones(2)}, {"count": jnp.ones(3)}):
+            named = "mu: missing" if "mu" in there else r"count: shape \(\), expected \(3,\)"
+            with pytest.raises(CheckpointError, match=rf"opt_state/{named}; resume with version 0"):
+                checkpoints.restore(*tiny(**there))
+
+
+def test_a_restored_state_gives_its_memory_to_the_next(tmp_path):
+    """Its first step takes no more memory than any other (P81)."""
+    with Checkpoints.open(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(tiny()[0], data={}, config={})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(*tiny())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # JAX's, of what was not usable.
+        jax.jit(lambda made: jax.tree.map(lambda x: x, made), donate_argnums=0)(restored)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(restored.params | restored.opt_state))
+
+
+RESTORE = """
+import sys, jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 1)
+from tests.training.test_checkpoints import host, tiny
+from unipt_jax.training.checkpoints import Checkpoints
+with Checkpoints.open(sys.argv[1], keep=1) as checkpoints:
+    restored, _ = checkpoints.restore(*tiny(rows=8))
+with Checkpoints.open_read_only(sys.argv[1]) as checkpoints:
+    params = checkpoints.restore_params()
+drawn = jax.random.uniform(restored.key, (9,))
+print(jax.device_count(), int(restored.step), drawn.tobytes().hex())
+print(host(restored.params)["kernel"].tobytes().hex(), host(params)["kernel"].tobytes().hex())
+"""
+
+
+def test_another_process_with_fewer_devices_goes_on_exactly(tmp_path):
+    """The parameters, and what is drawn from the random key, to go on and to encode (P36, P42)."""
+    made, _ = tiny(7)
+    kernel = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    mesh = make_mesh(2, 2, 2)
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    made = made.replace(
+        params={"kernel": jax.device_put(kernel, spread)}, key=jax.random.key(12345)
+    )
+    with Checkpoints.open(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(made, data={}, config={})
+    done = subprocess.run(
+        [sys.executable, "-c", RESTORE, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = np.asarray(jax.random.uniform(made.key, (9,))).tobytes().hex()
+    found = kernel.tobytes().hex()
+    assert done.stdout.splitlines()[-2:] == [f"1 7 {drawn}", f"{found} {found}"]
 
 
 def test_all_that_a_damaged_one_leaves_are_named(tmp_path):

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from etils import epath
 
 from tests.training import micro
 from unipt_jax.core import trees
-from unipt_jax.core.errors import DivergenceError
+from unipt_jax.core.errors import DataError, DivergenceError, PreemptionError
 from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.training import loop, metrics, state
@@ -73,7 +74,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("spoilt", ["loss", "val/R1"])
 def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
-    """At step 4, of a loss or of the score itself; step 2 stays the best and the latest."""
+    """At step 4, of a loss or of the score itself; step 2 stays the best and the latest (P40)."""
     made = state.TrainState(
         step=jnp.int32(0),
         params={"kernel": jnp.ones(3)},
@@ -119,6 +120,56 @@ def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
         assert checkpoints.best_step() == checkpoints.latest_step() == 2
 
 
+@pytest.mark.parametrize(("during", "reached"), [("step", 1), ("score", 3)])
+def test_sigterm_while_a_step_is_compiled_or_a_checkpoint_measured_loses_nothing(
+    tmp_path, during, reached
+):
+    """The step that was under way, or the next one after the measurement, is saved (P95)."""
+    made = state.TrainState(
+        step=jnp.int32(0),
+        params={"kernel": jnp.ones(3)},
+        opt_state=(),
+        key=jax.random.key(0),
+        average=None,
+    )
+
+    def take(state, batch):
+        if during == "step" and int(state.step) == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return state.replace(step=state.step + 1), {"loss": jnp.float32(1)}
+
+    def score(params):
+        assert during == "score", "short of time"
+        signal.raise_signal(signal.SIGTERM)
+        return {"val/R1": 30.0}
+
+    with (
+        Batches(grain.MapDataset.range(100).map(lambda number: micro.batch(8))) as batches,
+        metrics.Writer(tmp_path, step=0) as writer,
+        Checkpoints.open(tmp_path, keep=2) as checkpoints,
+        pytest.raises(PreemptionError, match=f"step {reached} is saved; go on with --resume"),
+    ):
+        loop.train(
+            state=made,
+            train_step=take,
+            batches=batches,
+            mesh=make_mesh(devices=jax.devices()[:1]),
+            steps=8,
+            log_every=4,
+            checkpoint_every=2,
+            checkpoints=checkpoints,
+            writer=writer,
+            quarantine=epath.Path(tmp_path) / "quarantine.jsonl",
+            image_of=str,
+            data_identity={},
+            config={},
+            score=score,
+        )
+    with Checkpoints.open_read_only(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == reached
+        assert checkpoints.best_step() == (2 if during == "score" else None)
+
+
 def test_a_checkpoint_with_a_score_is_a_row(trained):
     """Also where none was due, every fourth step; without a score the rows are those alone."""
     directories, _ = trained
@@ -148,6 +199,14 @@ def test_the_average_is_measured_and_the_best_one_kept(trained):
     kernel = "image_head/projection/kernel"
     assert np.abs(trees.flatten(stored["params"])[kernel] - trees.flatten(seen[8])[kernel]).max()
     assert [p.name for p in (directories["plain"] / "checkpoints").iterdir()] == ["8"]
+
+
+@pytest.mark.parametrize("line", ['{"pair": 2', '{"pbir": 2}', "3"])
+def test_a_damaged_list_of_unreadable_records_is_named(tmp_path, line):
+    path = epath.Path(tmp_path) / "quarantine.jsonl"
+    path.write_text(f'{{"pair": 1}}\n{line}\n')
+    with pytest.raises(DataError, match=r"quarantine\.jsonl: .*; take that line away"):
+        loop._read_bad_records(path)
 
 
 # ---------------------------------------------------------------------------- progress

@@ -2,11 +2,14 @@
 
 import json
 import math
+import resource
+import struct
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from unipt_jax.core.errors import DivergenceError
+from unipt_jax.core.errors import DataError, DivergenceError
 from unipt_jax.training import metrics
 
 
@@ -21,6 +24,48 @@ def test_rows_are_strict_json_lines(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def events(workdir):
+    """What each event file holds, in the order of their records."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            found.append(Event.FromString(content[at + 12 : at + 12 + length]))
+            at += length + 16  # The length has a checksum of four bytes, and so has the record.
+    return found
+
+
+def test_tensorboard_gets_each_row_at_once_and_forgets_what_a_kill_took_back(tmp_path):
+    first = metrics.Writer(tmp_path, step=0)
+    first.write(row(1))
+    first.write(row(2))  # Killed: never closed.
+    names = [(e.step, v.tag, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    assert names == [(1, "step", 1), (1, "loss", 1), (2, "step", 2), (2, "loss", 0.5)]
+    (tmp_path / "tensorboard").rename(tmp_path / "before")
+    with metrics.Writer(tmp_path, step=1) as writer:
+        writer.write(row(2))
+    version, restart, *rows = events(tmp_path)
+    assert version.file_version == "brain.Event:2" and [each.step for each in rows] == [2, 2]
+    assert (restart.step, restart.session_log.status) == (2, SessionLog.START)
+
+
+def test_a_full_disk_ends_a_run_whose_events_do_not_fit(tmp_path):
+    """Each row of metrics fits, and the event file no more: nobody waits for its writer (P37)."""
+    writer = metrics.Writer(tmp_path, step=0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught, writer:
+            for step in range(1, 100):
+                writer.write(row(step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "tensorboard") and step > 2
 
 
 def test_a_run_without_rows_opens_no_event_file(tmp_path):
@@ -44,6 +89,14 @@ def test_a_continuation_takes_back_rows_after_its_checkpoint(tmp_path):
         (2, 0.5),
         (3, 7.0),
     ]
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "loss"}', '{"stfp": 2}', "3", '{"step": "2"}'])
+def test_a_damaged_row_is_named(tmp_path, line):
+    """A run that goes on, or draws its curve, does not end in a traceback."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 .*; take that line away"):
+        metrics.Writer(tmp_path, step=3)
 
 
 def test_nan_is_refused_by_the_file_too(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.training import micro
 from unipt_jax.core.errors import CheckpointError, DataError
+from unipt_jax.data import tokenization
 from unipt_jax.training import model_file
 from unipt_jax.training.model_file import ModelFile
 
@@ -48,6 +49,36 @@ def test_other_versions_are_named(tmp_path):
     path.write_text("{")
     with pytest.raises(DataError, match=r"model\.json"):
         model_file.read(tmp_path)
+
+
+def test_no_altered_value_passes(tmp_path):
+    """An epsilon with another digit would be another model's embeddings."""
+    ModelFile(SPEC, "float32", 12, "0a1b").write(tmp_path)
+    path = tmp_path / "model.json"
+    content, good = path.read_bytes(), model_file.read(tmp_path)
+    for place in range(0, len(content), 3):
+        altered = bytearray(content)
+        altered[place] ^= 1 << place % 7
+        path.write_bytes(altered)
+        try:
+            assert model_file.read(tmp_path) == good, altered[place - 20 : place + 20]
+        except (CheckpointError, DataError) as error:
+            assert "model.json" in str(error)
+
+
+def test_an_altered_tokenizer_is_told(tmp_path):
+    """Two words have changed their ids; the file is whole."""
+    tokenizer = tokenization.load("examples/tokenizer")
+    directory = tmp_path / "tokenizer"
+    tokenizer.save(directory)
+    ModelFile(SPEC, "float32", 12, tokenizer.fingerprint).write(tmp_path)
+    assert model_file.tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    values = json.loads((directory / "tokenizer.json").read_text())
+    words = values["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    (directory / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"/tokenizer is another tokenizer than the model was"):
+        model_file.tokenizer(tmp_path)
 
 
 def test_a_file_system_without_its_package_is_named(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from tests.training import micro
 from unipt_jax.core import trees
 from unipt_jax.core.sharding import make_mesh, put_batch
+from unipt_jax.models import specs
 from unipt_jax.training import optimizer, state
 
 
@@ -173,10 +174,30 @@ def test_groups_equal_torchs_parameter_groups(name):
 
 
 def test_a_group_with_factor_0_stands_still():
+    """Nor does it decay; masks and groups follow from the paths alone (P45)."""
     params = {"image_encoder": {"kernel": jnp.ones(2)}, "pgu": {"dictionary": jnp.ones(2)}}
     tx = adamw(factors={"image": 0.0})
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     assert not updates["image_encoder"]["kernel"].any() and updates["pgu"]["dictionary"].all()
+
+
+def test_every_part_that_a_group_names_is_one_of_a_model():
+    """A part under another name would silently learn as a new one does (P45)."""
+    params = specs.abstract_params(micro.model(logit_bias=True, identities=5).spec)
+    assert set(optimizer._GROUPS) <= params.keys()
+    assert params.keys() - set(optimizer._GROUPS) == {"identity_head"}
+    assert any(jax.tree.leaves(optimizer.decays(params)))
+
+
+@pytest.mark.parametrize(("value", "count"), [(5000.0, 4096), (1e-3, 1_000_000), (1e15, 100)])
+def test_the_norm_that_is_clipped_is_exact(value, count):
+    """Of values whose squares overflow in float16, and of many small ones (P47)."""
+    params = {"kernel": jnp.zeros(count)}
+    tx = adamw(clip_norm=0.5)
+    _, opt_state = tx.update({"kernel": jnp.full(count, value)}, tx.init(params), params)
+    wanted = 0.1 * value * 0.5 / math.sqrt(count * value**2)  # By hand; the moment takes a tenth.
+    found = optax.tree.get(opt_state, "mu")["kernel"]
+    np.testing.assert_allclose(found, np.full(count, wanted), rtol=1e-5)
 
 
 def _nested(flat):

@@ -48,13 +48,13 @@ def row(step):
 
 
 def test_metrics_keep_every_row_and_take_back_those_after_the_checkpoint(bucket):
-    with mock.patch("tensorboardX.SummaryWriter") as events:
+    with mock.patch("tensorboardX.event_file_writer.EventsWriter") as events:
         for first, last in ((0, 3), (2, 4)):
             with metrics.Writer(RUN, step=first) as writer:
                 for step in range(first + 1, last + 1):
                     writer.write(row(step))
     assert [each["step"] for each in metrics.read(RUN)] == [1, 2, 3, 4]
-    assert events.call_args.args == (f"{RUN}/tensorboard",)
+    assert events.call_args.args == (f"{RUN}/tensorboard/events", "")
 
 
 def test_unreadable_records_are_listed_once_each(bucket):
@@ -70,10 +70,10 @@ def test_unreadable_records_are_listed_once_each(bucket):
 
 
 def test_model_tokenizer_and_curve_come_back(bucket):
-    written = model_file.ModelFile(micro.model().spec, "float32", 12)
+    tokenizer = tokenization.load(str(EXAMPLES / "tokenizer"))
+    written = model_file.ModelFile(micro.model().spec, "float32", 12, tokenizer.fingerprint)
     written.write(RUN)
     assert model_file.exists(RUN) and model_file.read(RUN) == written
-    tokenizer = tokenization.load(str(EXAMPLES / "tokenizer"))
     tokenizer.save(bucket / "run" / model_file.TOKENIZER_DIRECTORY)
     assert model_file.tokenizer(RUN).fingerprint == tokenizer.fingerprint
     curves.plot([row(1), row(2)], f"{RUN}/loss.png")
@@ -82,14 +82,17 @@ def test_model_tokenizer_and_curve_come_back(bucket):
 
 def test_a_work_directory_is_claimed_kept_and_emptied(bucket):
     config = {"stage": "pretrain"}
-    files.write_json(files.claim_workdir(RUN) / files.CONFIG_FILE, config)
+    with files.claim_workdir(RUN) as claimed:
+        files.write_json(claimed / files.CONFIG_FILE, config)
     (bucket / "run" / "checkpoints" / "2").mkdir(parents=True)
     (bucket / "run" / "checkpoints" / "2" / "state").write_text("weights")
-    with pytest.raises(ConfigError, match="pass --resume"):
-        files.claim_workdir(RUN)
-    files.claim_workdir(RUN, resume=True)
+    with pytest.raises(ConfigError, match="pass --resume"), files.claim_workdir(RUN):
+        pass
+    with files.claim_workdir(RUN, resume=True):
+        pass
     assert {path.name for path in (bucket / "run").iterdir()} == {"config.json", "checkpoints"}
-    files.claim_workdir(RUN, overwrite=True)
+    with files.claim_workdir(RUN, overwrite=True):
+        pass
     assert not list((bucket / "run").iterdir())
 
 

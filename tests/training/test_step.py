@@ -10,6 +10,7 @@ from unipt_jax.config import schema
 from unipt_jax.core import trees
 from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.models import specs
+from unipt_jax.models.dual_encoder import DualEncoder
 from unipt_jax.training import loop, metrics, objective, state, step
 
 
@@ -213,3 +214,18 @@ def test_loss_falls():
             losses.append(float(scalars["loss"]))
     assert losses[-1] < 0.3 * losses[0]
     assert int(made.step) == 100
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_are_float32_whatever_the_model_computes_in(parts):
+    """In bfloat16 their norm would lose its small terms, in float16 overflow (P47)."""
+    net = DualEncoder(micro.model().spec, dtype=jnp.bfloat16)
+    aim = objective.weighted(net, schema.Loss(contrastive=1.0, mlm=1.0))
+
+    def gradients(params, batch):
+        if parts == 1:
+            return step.whole_gradients(aim, params, batch, jax.random.key(0))[0]
+        return step.parted_gradients(aim, params, batch, jax.random.key(0), parts)[0]
+
+    found = jax.eval_shape(gradients, specs.abstract_params(net.spec), micro.batch(4))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}

@@ -1,5 +1,6 @@
 """How often each phrase was chosen, beside what the paper tells of its LUPerson-T."""
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from unipt_jax.captioning.attributes import AttributeSet
+from unipt_jax.core.files import write_bytes
 
 # Paper, section 3.1: texts of the 1.3 million in which an optional attribute occurs.
 LUPERSON_T = {
@@ -60,5 +62,6 @@ def plot(sets: Mapping[str, AttributeSet], counts: Mapping[str, Any], path: epat
     axes.set_xticks(places, optional)
     axes.set_ylabel("images with the attribute, %")
     axes.legend()
-    with epath.Path(path).open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_bytes(path, content.getvalue())

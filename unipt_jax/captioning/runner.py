@@ -9,7 +9,6 @@ numbers.
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -30,7 +29,13 @@ from unipt_jax.captioning.sources import Source
 from unipt_jax.config import schema
 from unipt_jax.core import distributed, trees
 from unipt_jax.core.errors import ConfigError, DataError
-from unipt_jax.core.files import read_json, remove_leftovers, write_json, write_json_lines
+from unipt_jax.core.files import (
+    read_json,
+    read_json_lines,
+    remove_leftovers,
+    write_json,
+    write_json_lines,
+)
 from unipt_jax.core.sharding import make_mesh
 from unipt_jax.data import builders, images
 from unipt_jax.data.annotations import Record
@@ -171,7 +176,7 @@ def join(config: schema.Caption, workdir: Path, words: Lexicon, source: Source) 
     parts = [_part_file(workdir, part) for part in range(_parts(config, source))]
 
     def rows() -> Iterator[dict[str, Any]]:
-        return (json.loads(line) for part in parts for line in _lines_of(part))
+        return itertools.chain.from_iterable(map(read_json_lines, parts))
 
     captioned = lambda: (row for row in rows() if "caption" in row)  # noqa: E731
     faulty = lambda: (row for row in rows() if "faults" in row)  # noqa: E731
@@ -218,11 +223,6 @@ def join(config: schema.Caption, workdir: Path, words: Lexicon, source: Source) 
     )
     shutil.rmtree(workdir / PARTS)
     print(builders.summary(builders.read_manifest(workdir)))
-
-
-def _lines_of(part: Path) -> Iterator[str]:
-    with part.open(encoding="utf-8") as file:
-        yield from file
 
 
 def _read_again(source: Source, number: int) -> bytes:

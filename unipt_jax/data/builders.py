@@ -27,6 +27,7 @@ import array
 import bisect
 import concurrent.futures
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -49,6 +50,7 @@ from unipt_jax.core.errors import DataError, nearest, printable
 from unipt_jax.core.files import (
     absolute,
     is_remote,
+    naming,
     read_json,
     require_reachable,
     write_bytes,
@@ -359,7 +361,8 @@ def write_splits(
     parts = _shards(splits, templates, indices)
     for split, count, size in spread(functools.partial(_write_shard, read, pixels), parts):
         shards[split].append((count, size))
-    _write_info(name, workdir, _features(pixels), templates, shards)
+    with naming(workdir):
+        _write_info(name, workdir, _features(pixels), templates, shards)
     counts = {split: index.write() for split, index in indices.items()}
     manifest = {
         "name": name,
@@ -503,10 +506,13 @@ def _write_shard(
         loaded = (images_lib.load(read(record), record.image, *pixels) for record in records)
         write_stream(f"{path}{_PIXELS}", (image.tobytes() for image in loaded))
     with tfds.core.utils.incomplete_file(epath.Path(path)) as aside:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(aside), _ARRAY_RECORD)
-        for content in examples():
-            writer.write(content)
-        writer.close()
+        try:
+            writer = array_record_module.ArrayRecordWriter(os.fspath(aside), _ARRAY_RECORD)
+            for content in examples():
+                writer.write(content)
+            writer.close()
+        except RuntimeError as error:  # ArrayRecord's own, of a disk that is full or gone.
+            raise OSError(errno.EIO, str(error).split(";")[0], path) from error
     return records[0].split, len(records), sum(sizes)
 
 
@@ -582,7 +588,8 @@ class _Index:
             captions = [caption for record in records for caption in record.captions]
             tokens = self._tokenizer.encode_whole(captions)
             self._lengths.extend(map(len, tokens))
-            with (self._workdir / _TOKENS.format(self._split)).open("ab") as file:
+            path = self._workdir / _TOKENS.format(self._split)
+            with naming(path), path.open("ab") as file:
                 file.write(np.concatenate(tokens).astype(_TOKEN).tobytes())
 
     def write(self) -> dict[str, int]:

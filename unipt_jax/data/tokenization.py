@@ -129,15 +129,19 @@ def load(name: str) -> Tokenizer:
         is_continuation = np.zeros(size, bool)
         for token, number in vocabulary.items():
             is_continuation[number] = token.startswith("##")
-    fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
     return Tokenizer(
         name=name,
         backend=backend,
         is_special=is_special,
         is_continuation=is_continuation,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint(backend.to_str().encode()),
         **ids,
     )
+
+
+def fingerprint(content: bytes) -> str:
+    """Returns 16 hexadecimal digits that follow from what `Tokenizer.save` writes."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def is_in(directory: epath.PathLike) -> bool:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -22,11 +22,12 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from unipt_jax.core import trees
-from unipt_jax.core.errors import CheckpointError, SaveError
-from unipt_jax.core.files import absolute
+from unipt_jax.core.errors import CheckpointError, DataError, SaveError
+from unipt_jax.core.files import absolute, read_json
 from unipt_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
+_SCORE = "score"
 # Another kind of checksums takes another name, or what holds the former would seem damaged.
 _CHECKSUMS = "checksums by position"
 
@@ -91,17 +92,13 @@ class Checkpoints:
     @classmethod
     def _open(cls, workdir: epath.PathLike, options: ocp.CheckpointManagerOptions) -> "Checkpoints":
         directory = absolute(workdir) / DIRECTORY
+        _require_scores(directory)
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "data": ocp.JsonCheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
         }
-        try:
-            manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
-        except ValueError as error:  # No JSON: the scores are read at once.
-            raise CheckpointError(
-                f"{directory}: the score of a checkpoint, in STEP/metrics, is damaged: {error}"
-            ) from None
+        manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
         return cls(manager, directory)
 
     def latest_step(self) -> int | None:
@@ -140,7 +137,7 @@ class Checkpoints:
         self._save(
             int(state.step),
             config,
-            metrics=None if score is None else {"score": score},
+            score=score,
             checksums=_checksums(state) | {"data": _checksum(data)},
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave(dict(data)),
@@ -163,7 +160,9 @@ class Checkpoints:
             state,
             shardings,
         )
-        self._require_same(self._stored_shapes(step)["params"], state.params, step)
+        stored = self._stored_shapes(step)
+        self._require_same(stored["params"], state.params, step)
+        self._require_same_progress(stored, state, step)
         with self._reading(step):
             restored = self.manager.restore(
                 step,
@@ -273,21 +272,14 @@ class Checkpoints:
             raise self._damaged(step, " ".join(str(error).split())[:300]) from error
 
     def _damaged(self, step: int, what: str) -> CheckpointError:
-        others = [f"step {other}" for other in sorted(self.manager.all_steps()) if other != step]
-        return CheckpointError(
-            f"{self.directory}/{step} is damaged or cannot be read: {what}; if it stays so, take "
-            f"it away, which leaves {', '.join(others) or 'none'}"
-        )
+        return _damaged(self.directory, step, self.manager.all_steps(), what)
 
     def _require_unaltered(self, found: Mapping[str, int], step: int) -> None:
-        with self._reading(step):
-            arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self.manager.restore(step, args=arguments)["meta"]
-            written_by = meta["version"]
+        meta = self._meta(step)
         stored = meta.get(_CHECKSUMS)
         if stored is None:
             raise CheckpointError(
-                f"{self.directory}/{step} cannot be verified: unipt-jax {written_by} wrote it "
+                f"{self.directory}/{step} cannot be verified: unipt-jax {meta['version']} wrote it "
                 "without the checksums that this code compares; use the code that wrote it, or "
                 "start anew"
             )
@@ -300,15 +292,17 @@ class Checkpoints:
         step: int,
         config: Mapping[str, Any],
         checksums: Mapping[str, int],
-        metrics: Mapping[str, float] | None = None,
+        score: float | None = None,
         **items: ocp.args.CheckpointArgs,
     ) -> None:
         meta = {
             "config": dict(config),
             "version": metadata.version("unipt-jax"),
+            _SCORE: score,
             _CHECKSUMS: dict(checksums),
         }
         arguments = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+        metrics = None if score is None else {_SCORE: score}
         with self._writing():
             saved = self.manager.save(step, args=arguments, metrics=metrics)
         if not saved:
@@ -327,6 +321,28 @@ class Checkpoints:
                 raise FileNotFoundError("state/_METADATA is missing")
             return shapes
 
+    def _meta(self, step: int) -> Mapping[str, Any]:
+        with self._reading(step):
+            arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self.manager.restore(step, args=arguments)["meta"]
+            return {"version": meta["version"]} | meta
+
+    def _require_same_progress(self, stored: Any, state: TrainState, step: int) -> None:
+        """Checks what else than parameters changes in training; the key's shape is its kind's."""
+        parts = ("step", "opt_state", "average")
+        differences = trees.shape_differences(
+            {name: stored[name] for name in parts if name in stored},
+            {name: getattr(state, name) for name in parts},
+        )
+        if differences:
+            raise CheckpointError(
+                f"{self.directory}/{step} holds another state of training than this version of "
+                f"unipt-jax makes of the configuration: {'; '.join(differences[:3])}"
+                f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; resume "
+                f"with version {self._meta(step)['version']}, which wrote it, or start anew with "
+                "--overwrite"
+            )
+
     def _require_same(self, stored: Any, wanted: Any, step: int) -> None:
         differences = trees.shape_differences(stored, wanted)
         if differences:
@@ -334,6 +350,34 @@ class Checkpoints:
                 f"{self.directory}/{step} does not fit the model of this configuration: "
                 + "; ".join(differences)
             )
+
+
+def _require_scores(directory: epath.Path) -> None:
+    """Refuses a score that storage has altered: it chooses one checkpoint and removes another.
+
+    Orbax reads all of them as it opens a directory.
+    """
+    children = directory.iterdir() if directory.is_dir() else ()
+    # The others are what killed saves have left.
+    steps = sorted(int(child.name) for child in children if child.name.isdigit())
+    for step in steps:
+        metrics = directory / str(step) / "metrics" / "metrics"
+        try:
+            saved = read_json(directory / str(step) / "meta" / "metadata")
+            found = read_json(metrics)[_SCORE] if metrics.exists() else None
+            altered = saved.get(_SCORE, found) != found
+        except (DataError, AttributeError, LookupError, TypeError) as error:
+            raise _damaged(directory, step, steps, str(error)) from None
+        if altered:
+            raise _damaged(directory, step, steps, f"{metrics} tells another score than was saved")
+
+
+def _damaged(directory: epath.Path, step: int, steps: Iterable[int], what: str) -> CheckpointError:
+    others = [f"step {other}" for other in sorted(steps) if other != step]
+    return CheckpointError(
+        f"{directory}/{step} is damaged or cannot be read: {what}; if it stays so, take it away, "
+        f"which leaves {', '.join(others) or 'none'}"
+    )
 
 
 def _by_itself() -> ocp.options.MultiprocessingOptions:
@@ -377,4 +421,4 @@ def _totals(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _score(metrics: Mapping[str, float]) -> float:
-    return metrics["score"]
+    return metrics[_SCORE]

@@ -62,7 +62,8 @@ def read(
     words = None
     if not isinstance(text, VisionSpec):
         words = _tokenizer(tokenizer or str(foreign.directory), text, source)
-    model = model_file.ModelFile(spec, "float32", foreign.text_length)
+    fingerprint = words.fingerprint if words else ""
+    model = model_file.ModelFile(spec, "float32", foreign.text_length, fingerprint)
     return Converted(model, params, words)
 
 

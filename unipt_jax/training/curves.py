@@ -1,10 +1,12 @@
 """A run's loss curve, as a table for the terminal and as a picture."""
 
+import io
 from collections.abc import Sequence
 
 from etils import epath
 from rich.table import Table
 
+from unipt_jax.core.files import write_bytes
 from unipt_jax.training.metrics import Row, thin
 
 MEASURED = ("val/R1", "test/R1")
@@ -63,5 +65,6 @@ def plot(rows: Sequence[Row], path: epath.PathLike) -> None:
         rates.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray")
         rates.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
         rates.locator_params(axis="x", nbins=4, integer=True)
-        with epath.Path(path).open("wb") as file:
-            figure.savefig(file, format="png", dpi=130)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+    write_bytes(path, content.getvalue())

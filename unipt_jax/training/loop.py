@@ -1,6 +1,5 @@
 """The loop: batch, step, log, checkpoint, until the last step."""
 
-import json
 import logging
 import sys
 import time
@@ -15,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unipt_jax.core import distributed
-from unipt_jax.core.errors import PreemptionError
-from unipt_jax.core.files import write_json_lines
+from unipt_jax.core.errors import DataError, PreemptionError
+from unipt_jax.core.files import read_json_lines, write_json_lines
 from unipt_jax.core.sharding import batch_sharding, put_batch
 from unipt_jax.data.pipeline import Batches
 from unipt_jax.models.compute import compiler_options
@@ -123,9 +122,11 @@ def train(
 
 def _read_bad_records(path: epath.Path) -> dict[int, dict[str, Any]]:
     """Returns the rows of the quarantine file by their records."""
-    # As bytes: a text would also be parted at U+2028 and the like, which paths may hold.
-    rows = map(json.loads, path.read_bytes().splitlines() if path.exists() else [])
-    return {row["pair"]: row for row in rows}
+    rows = read_json_lines(path) if path.exists() else []
+    try:
+        return {row["pair"]: row for row in rows}
+    except (KeyError, TypeError):
+        raise DataError(f"{path}: a line names no pair; take that line away") from None
 
 
 def _note_bad_records(

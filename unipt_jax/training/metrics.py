@@ -1,8 +1,9 @@
 """What a run writes about itself: `metrics.jsonl`, TensorBoard events, and a loss curve."""
 
+import contextlib
 import functools
-import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,14 @@ import jax
 from etils import epath
 
 from unipt_jax.core import distributed
-from unipt_jax.core.errors import DivergenceError
-from unipt_jax.core.files import append_json_lines, write_json_lines
+from unipt_jax.core.errors import DataError, DivergenceError
+from unipt_jax.core.files import (
+    append_json_lines,
+    is_remote,
+    naming,
+    read_json_lines,
+    write_json_lines,
+)
 
 FILE = "metrics.jsonl"
 Row = dict[str, float | int]
@@ -41,12 +48,16 @@ def read(workdir: epath.PathLike) -> list[Row]:
     """Returns the rows of `metrics.jsonl`, an empty list where there is none.
 
     A last line that a killed run left unfinished is left out.
+
+    Raises:
+        DataError: a line is damaged.
     """
     path = epath.Path(workdir) / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = read_json_lines(path) if path.exists() else []
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+            raise DataError(f"{path}: line {number} tells no step; take that line away")
+    return rows
 
 
 class Writer:
@@ -69,20 +80,15 @@ class Writer:
             write_json_lines(self._path, [row for row in read(workdir) if row["step"] <= step])
 
     @functools.cached_property
-    def _events(self) -> Any:
-        import tensorboardX  # slow to import, since it looks for torch: not before the first step
-
-        return tensorboardX.SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=self._step + 1 if self._step else None
-        )
+    def _events(self) -> "_Events":
+        return _Events(self._workdir / "tensorboard", self._step)
 
     def write(self, row: Row) -> None:
         """Writes one row; `row["step"]` counts optimizer steps."""
         if not self._active:
             return
         append_json_lines(self._path, [row | {"step": int(row["step"])}])
-        for name, value in row.items():
-            self._events.add_scalar(name, value, int(row["step"]))
+        self._events.write(row)
         self._send(row)
 
     def close(self) -> None:
@@ -93,8 +99,52 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # What went wrong before is not to be hidden by what goes wrong for it.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
+
+
+class _Events:
+    """TensorBoard's event file, written in this thread.
+
+    `tensorboardX.SummaryWriter` has one of its own, which ends at a full disk in silence; the run
+    would wait for it forever.
+    """
+
+    def __init__(self, directory: epath.Path, step: int):
+        # Slow to import, since it looks for torch: not before the first step.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._directory, self._scalar, self._event = directory, summary.scalar, event_pb2.Event
+        with naming(directory):
+            event_file_writer.directory_check(str(directory))
+            self._writer = event_file_writer.EventsWriter(str(directory / "events"), "")
+            if step:  # TensorBoard forgets what a killed run has written after it.
+                log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._writer.write_event(
+                    self._event(wall_time=time.time(), step=step + 1, session_log=log)
+                )
+            self._flush()
+
+    def write(self, row: Row) -> None:
+        """Writes one row; an object store gets the file every two minutes, others at once."""
+        with naming(self._directory):
+            for name, value in row.items():
+                event = self._event(wall_time=time.time(), step=int(row["step"]))
+                event.summary.CopyFrom(self._scalar(name, value))
+                self._writer.write_event(event)
+            if not is_remote(self._directory) or time.monotonic() - self._flushed > 120:
+                self._flush()
+
+    def close(self) -> None:
+        with naming(self._directory):
+            self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
 
 
 def thin(rows: Sequence[Any], most: int) -> list[Any]:

@@ -376,7 +376,9 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
             log.info("resumed %s at step %d", workdir, int(train_state.step))
         if distributed.is_first():
             parts.tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
-            model_file.ModelFile(parts.spec, config.dtype, config.text.length).write(workdir)
+            model_file.ModelFile(
+                parts.spec, config.dtype, config.text.length, parts.tokenizer.fingerprint
+            ).write(workdir)
         with distributed.together():
             name = config.tracker if distributed.is_first() else "none"
             tracker = trackers.start(name, workdir, schema.to_dict(config))
@@ -559,6 +561,13 @@ def origins(
 def _require_same_data(
     stored: Mapping[str, Any], now: Mapping[str, Any], workdir: epath.Path
 ) -> None:
+    lacking = {"next_batch", *now} - stored.keys()
+    if lacking:
+        raise CheckpointError(
+            f"{workdir}: its checkpoint does not tell {', '.join(sorted(lacking))}, so another "
+            "version of unipt_jax wrote it; resume with that version, or start anew with "
+            "--overwrite"
+        )
     differences = [
         f"{name} {stored[name]!r} before, {value!r} now"
         for name, value in now.items()
