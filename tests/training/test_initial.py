@@ -13,6 +13,7 @@ from unipt_jax.core import trees
 from unipt_jax.core.errors import ConversionError
 from unipt_jax.core.sharding import make_mesh
 from unipt_jax.models import specs
+from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import initial, state
 from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.model_file import ModelFile
@@ -28,7 +29,7 @@ def noise(abstract, seed=0):
 
 def write(workdir, spec, params):
     """A directory as training and conversion leave it."""
-    ModelFile(spec, "float32", 12).write(workdir)
+    ModelFile(spec, "float32", 0 if isinstance(spec, VisionSpec) else 12).write(workdir)
     with Checkpoints.open(workdir, keep=1) as checkpoints:
         checkpoints.save_params(jax.tree.map(jax.numpy.asarray, params), config={})
     return str(workdir)

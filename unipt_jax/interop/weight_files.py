@@ -4,12 +4,13 @@ Weights are data: nothing that a file holds is ever executed.
 """
 
 import dataclasses
+import hashlib
 import os
 import pickle
 import re
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -34,6 +35,9 @@ FORMATS = (
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth", ".ckpt")
+
+# In the header of what this library exports: `checksum` of the weights.
+CHECKSUM = "unipt_jax_sha256"
 
 _TORCH = (2, 6)  # The first that, told to read weights alone, never runs code (CVE-2025-32434).
 
@@ -142,6 +146,16 @@ def read(paths: Sequence[epath.Path]) -> dict[str, np.ndarray]:
     if not weights:
         raise ConversionError(f"{', '.join(map(str, paths))}: no weights are in there")
     return weights
+
+
+def checksum(weights: Mapping[str, np.ndarray]) -> str:
+    """Returns 64 hexadecimal digits that follow from names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(repr((name, str(array.dtype), weights[name].shape)).encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def is_present(path: epath.Path) -> bool:
@@ -254,13 +268,22 @@ def _require_within(path: epath.Path, what: str, size: int, length: int) -> None
 
 def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     try:
-        return safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            stored = (file.metadata() or {}).get(CHECKSUM)
+        weights = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:  # NumPy's are the last.
         raise _damaged(path, error) from error
     except AttributeError as error:  # Of NumPy, which has no such type.
         raise ConversionError(
             f"{path} holds weights of a type that is not supported ({error}); save them as float32"
         ) from error
+    if stored not in (None, checksum(weights)):
+        raise ConversionError(
+            f"{path} is damaged: its weights are not those that were exported, by their checksum; "
+            f"fetch or export it again (if they were changed on purpose, save them without "
+            f"{CHECKSUM!r} among the metadata)"
+        )
+    return weights
 
 
 def _read_msgpack(path: epath.Path) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ def require_fields(spec: Any, *, zero: Sequence[str] = ()) -> None:
     Args:
         spec: an instance of a dataclass.
         zero: names of numbers that may be zero; all others are positive. All are finite, integers
-            at most `MOST`, `layers` at most `MOST_LAYERS`.
+            at most `MOST`, and those of layers at most `MOST_LAYERS`.
 
     Raises:
         ConfigError: values are of another kind; all of them are listed.
@@ -32,8 +32,11 @@ def require_fields(spec: Any, *, zero: Sequence[str] = ()) -> None:
         for name, value in values.items()
         if (wanted := _wanted(value, hints[name], name in zero))
     ]
-    if not faults and values.get("layers", 0) > MOST_LAYERS:
-        faults = [f"layers={values['layers']} is more than {MOST_LAYERS}"]
+    faults += [
+        f"{name}={value} is more than {MOST_LAYERS}"
+        for name, value in values.items()
+        if name.endswith("layers") and isinstance(value, int) and MOST_LAYERS < value <= MOST
+    ]
     if faults:
         raise ConfigError("; ".join(faults))
 

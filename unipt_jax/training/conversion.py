@@ -84,9 +84,7 @@ def convert(config: schema.Convert, workdir: epath.PathLike, resume: bool) -> No
     with Checkpoints.open(workdir, keep=1) as checkpoints:
         if checkpoints.latest_step() is None:
             converted = _read(config)
-            if converted.tokenizer:
-                converted.tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
-            converted.model.write(workdir)
+            converted.model.write(workdir, converted.tokenizer)
             params = jax.tree.map(jnp.asarray, converted.params)
             checkpoints.save_params(params, config=schema.to_dict(config))
             print(f"{trees.count_parameters(params):,} parameters of {config.source}")
