@@ -98,6 +98,28 @@ def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
     assert spec.image.mean == SPEC.image.mean and spec.text.dropout == 0.3
 
 
+@pytest.mark.parametrize("fault", ["wrapped", "missing", "more", "nan"])
+def test_a_checkpoint_of_something_else_is_refused(fault, tmp_path):
+    """None of its parameters is passed over, and none of the model's stays at random (P05)."""
+    image = SPEC.image
+    params = noise(specs.abstract_params(image))
+    encoder = params["image_encoder"]
+    named = "image_encoder/class_token"
+    if fault == "wrapped":
+        params = {"module": params}
+    elif fault == "missing":
+        del encoder["class_token"]
+    elif fault == "more":
+        encoder["register_token"] = encoder["class_token"]
+        named = "image_encoder/register_token: unexpected"
+    else:
+        encoder["class_token"][1] = np.nan
+        named += ": infinite or not a number"
+    source = write(tmp_path, image, params)
+    with pytest.raises(ConversionError, match=f"init_image: {tmp_path} does not hold .*{named}"):
+        initial.start_from(SPEC, WORDS, image=source)
+
+
 def test_positions_are_resized_once_for_another_size(dual):
     """P20, P21: a grid of 4x2 to one of 6x3; at the same size the very table comes back."""
     source, params = dual
