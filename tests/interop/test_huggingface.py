@@ -179,7 +179,7 @@ def test_an_export_with_another_specification(spec, fault, weights, tmp_path):
 
 
 def test_all_that_does_not_fit_is_listed_at_once(weights, tmp_path):
-    """P16: nothing stays as it was initialised without a word."""
+    """P16, P05: nothing stays as it was initialised without a word."""
     del weights["cls.predictions.bias"]
     del weights["bert.encoder.layer.1.output.LayerNorm.weight"]
     weights["adapter.weight"] = np.zeros(3, np.float32)

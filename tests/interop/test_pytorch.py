@@ -271,7 +271,7 @@ def test_the_form_follows_the_towers(name, exported):
 
 @each_case
 def test_embeddings_are_those_of_the_model(name, exported, ours, load, torch):
-    """Lengths, directions and rankings; loaded without a key missing or left over."""
+    """Lengths, directions and rankings; loaded without a key missing or left over (P15, P13)."""
     spec, (directory, _, said) = CASES[name], exported(name)
     model = load(directory)
     assert type(model).__name__ == said.form
@@ -307,6 +307,7 @@ def test_outputs_are_unit_rows_and_their_scaled_similarities(name, exported, our
 
 @pytest.mark.parametrize("name", ["vit_bert", "clip_end_2"])
 def test_the_mlm_head_is_exported(name, exported, load, torch):
+    """Its decoder is the table of words, written once and tied again as it is loaded (P72)."""
     spec, (directory, params, _) = CASES[name], exported(name)
     image, text, mask = inputs(spec)
     batch = {"image": image, "text": text, "text_mask": mask, "masked_text": text[::-1]}

@@ -380,6 +380,7 @@ def test_one_number_seen_as_a_million_times_a_million(dtype, new, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_tied_weight_is_no_such_thing(dtype, tmp_path):
+    """One array under two names is read under both (P72)."""
     torch = pytest.importorskip("torch")
     table = torch.ones(300, 300, dtype=getattr(torch, dtype))
     torch.save({"words": table, "decoder": table}, tmp_path / "x.pt")

@@ -149,6 +149,7 @@ def test_positions_are_resized_once_for_another_size(dual):
     ],
 )
 def test_other_shapes_are_refused(dual, side, changes, named):
+    """What differs between the weights and the run is told, not trained with (P04)."""
     changed = dataclasses.replace(getattr(SPEC, side), **changes)
     wanted = dataclasses.replace(SPEC, **{side: changed})
     sources = {"image": "", "text": ""} | {side: dual[0]}
