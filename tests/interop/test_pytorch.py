@@ -305,6 +305,20 @@ def test_outputs_are_unit_rows_and_their_scaled_similarities(name, exported, our
     np.testing.assert_allclose(output.logits_per_image.numpy(), logits.T, atol=1e-3)
 
 
+def test_a_text_without_an_end_token_is_not_a_number(exported, load, torch):
+    """Its start token would be a plausible and wrong answer, in torch as here (P12)."""
+    spec, (directory, params, _) = CASES["clip_not_square"], exported("clip_not_square")
+    text = np.array([[1, 5, 6, 7], [1, 5, spec.text.end_token, 0]], np.int32)
+    mask = np.ones_like(text, bool)
+    ours = apply(spec, params, text, mask, method="encode_text")
+    with torch.no_grad():
+        theirs = load(directory).get_text_features(
+            torch.tensor(text, dtype=torch.int64), torch.tensor(mask)
+        )
+    for found in (np.asarray(ours), theirs.pooler_output.numpy()):
+        assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
 @pytest.mark.parametrize("name", ["vit_bert", "clip_end_2"])
 def test_the_mlm_head_is_exported(name, exported, load, torch):
     """Its decoder is the table of words, written once and tied again as it is loaded (P72)."""

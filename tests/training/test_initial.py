@@ -81,8 +81,8 @@ def test_one_encoder_alone_leaves_the_other_at_random(dual, tmp_path):
     assert initial.start_from(SPEC, WORDS, image="", text="") == (SPEC, {})
 
 
-def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
-    """P13, P14: activation and epsilon are theirs; normalisation and dropout are the run's."""
+def test_what_belongs_to_the_weights_comes_with_them(tmp_path, caplog):
+    """P13, P14, P04: activation and epsilon are theirs, which is told; what else is the run's."""
     theirs = dataclasses.replace(
         SPEC,
         image=dataclasses.replace(
@@ -91,8 +91,15 @@ def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
         text=dataclasses.replace(SPEC.text, layer_norm_eps=1e-5, activation="gelu_tanh"),
     )
     source = write(tmp_path, theirs, noise(specs.abstract_params(theirs)))
-    wanted = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, dropout=0.3))
-    spec, _ = initial.start_from(wanted, WORDS, image=source, text=source)
+    wanted = dataclasses.replace(
+        SPEC,
+        image=dataclasses.replace(SPEC.image, image_size=(24, 12)),
+        text=dataclasses.replace(SPEC.text, dropout=0.3),
+    )
+    with caplog.at_level("INFO"):
+        spec, _ = initial.start_from(wanted, WORDS, image=source, text=source)
+    assert "activation 'quick_gelu' of the weights, not 'gelu'; positions resized" in caplog.text
+    assert "from image_size (16, 8) to (24, 12)" in caplog.text
     assert (spec.image.layer_norm_eps, spec.image.activation) == (1e-3, "quick_gelu")
     assert (spec.text.layer_norm_eps, spec.text.activation) == (1e-5, "gelu_tanh")
     assert spec.image.mean == SPEC.image.mean and spec.text.dropout == 0.3

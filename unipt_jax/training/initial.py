@@ -212,7 +212,17 @@ def _adopt(wanted: Any, source: Any, side: str, field: str, origin: str) -> Any:
             f"{field}={origin!r} does not fit model.{side}: it has {'; '.join(differences)}; "
             "name other weights or another variant"
         )
-    return dataclasses.replace(wanted, **{name: getattr(source, name) for name in theirs})
+    adopted = dataclasses.replace(wanted, **{name: getattr(source, name) for name in theirs})
+    told = [
+        f"{name} {getattr(adopted, name)!r} of the weights, not {getattr(wanted, name)!r}"
+        for name in theirs
+        if getattr(adopted, name) != getattr(wanted, name)
+    ]
+    if side == "image" and source.image_size != wanted.image_size:
+        told.append(f"positions resized from image_size {source.image_size} to {wanted.image_size}")
+    if told:
+        log.info("%s=%r: %s", field, origin, "; ".join(told))
+    return adopted
 
 
 def _require_vocabulary(
