@@ -393,6 +393,7 @@ def test_files_that_cannot_be_read_are_named(encoder, pictures, tmp_path):
 
 
 def test_directories_without_a_model_are_refused(data, tmp_path):
+    """There is no encoder with random weights (P10, P25)."""
     for directory in (tmp_path, tmp_path / "nowhere", data):
         with pytest.raises(ConversionError, match=str(directory)):
             encoder_lib.load(directory)

@@ -24,7 +24,6 @@ from unipt_jax.models.dual_encoder import DualEncoder, DualEncoderSpec
 from unipt_jax.models.heads import unit_rows
 from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import conversion, model_file
-from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.model_file import MODEL_FILE
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -151,7 +150,8 @@ def load(source: str | Path) -> Encoder:
             Images are resized to the model's size as a whole: nothing is cropped.
 
     Raises:
-        CheckpointError: the run holds no complete checkpoint, or not one of a dual encoder.
+        CheckpointError: the run holds no complete checkpoint, or not one of a dual encoder, of what
+            its `model.json` says and finite; or `model.json` is damaged or of another version.
         ConversionError: foreign weights or their tokenizer cannot be read or do not fit.
         DataError: the tokenizer of a run is missing or damaged.
     """
@@ -160,8 +160,7 @@ def load(source: str | Path) -> Encoder:
         described = model_file.read(path)
         _require_dual_encoder(described.spec, source)
         tokenizer = model_file.tokenizer(path)
-        with Checkpoints.open_read_only(path) as checkpoints:
-            params = checkpoints.restore_params(specs.abstract_params(described.spec))
+        params = model_file.params(path, described.spec)
     elif is_run(path):
         exported = path / "model" / CONFIG_FILE
         hint = f"; load {exported.parent}" if exported.exists() else ""

@@ -89,12 +89,16 @@ def test_unknown_fields_name_the_nearest(values, message):
         ({"stage": "pretrain"}, "data is not set; pass --config.data=..."),
         ({"stage": "finetune"}, "data is not set; pass --config.data=..."),
         ({"stage": "evaluate", "data": "d"}, "checkpoint is not set; pass --config.checkpoint=..."),
+        ({"stage": "export"}, "checkpoint is not set; pass --config.checkpoint=..."),
+        ({"stage": "search"}, "checkpoint is not set; pass --config.checkpoint=..."),
+        ({"stage": "convert"}, "source is not set; pass --config.source=..."),
         ({"stage": "prepare"}, "dataset is not set; pass --config.dataset=..."),
         ({"stage": "pretran"}, "stage='pretran'; did you mean 'pretrain'?"),
         ({}, "stage=None; known: "),
     ],
 )
 def test_missing_fields_are_named(values, message):
+    """No stage that needs weights makes do with random ones (P10, P25)."""
     with pytest.raises(ConfigError) as caught:
         schema.build(values)
     assert message in str(caught.value)

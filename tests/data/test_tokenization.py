@@ -211,12 +211,67 @@ def test_a_tokenizer_without_a_needed_token_is_refused(tmp_path, missing):
         tokenization.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "<html>"])
+@pytest.mark.parametrize("content", [b"", b"{", b"<html>", b"\xff\xfe{", b"[" * 10**5, b"null"])
 def test_what_is_no_tokenizer_is_named(tmp_path, content):
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(DataError, match=str(tmp_path)):
-        tokenization.load(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    refused(tmp_path, "tokenizer.json is damaged")
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    refused(tmp_path, "neither a directory with tokenizer.json")
+    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "gone")
+    refused(tmp_path, "tokenizer.json is damaged .a dangling link")
+
+
+def refused(directory, match):
+    """One line, which names the directory."""
+    with pytest.raises(DataError, match=match) as caught:
+        tokenization.load(str(directory))
+    assert str(directory) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "fault"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "Precompiled"),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "non-zero"),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}}, "damaged"),
+        (
+            "model",
+            {"type": "WordLevel", "vocab": {"[CLS]": 0, "[SEP]": 1}, "unk_token": "x"},
+            "damaged",
+        ),
+        ("model", {"type": "Unigram", "unk_id": 9, "vocab": [["a", -1.0]]}, "damaged"),
+    ],
+)
+def test_a_tokenizer_at_which_its_library_fails(tmp_path, part, value, fault):
+    """Of which some are panics, that are no exceptions to Python."""
+    write_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {part: value}))
+    refused(tmp_path, fault)
+
+
+def test_ids_beyond_any_table_are_refused(tmp_path):
+    """Four thousand million marks of special tokens would fill the memory (P78)."""
+    write_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["a"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    refused(tmp_path, "ids up to 4,294,967,295; at most 16,777,216")
+
+
+def test_code_beside_a_tokenizer_never_runs(tmp_path, monkeypatch):
+    """Transformers would ask at the terminal, and somebody would say yes (P17)."""
+    trace = tmp_path / "ran"
+    classes = {"AutoConfig": "intruder.Config", "AutoTokenizer": ["intruder.Tokenizer", None]}
+    for file in ("config.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text(json.dumps({"auto_map": classes}))
+    (tmp_path / "intruder.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    refused(tmp_path, "neither a directory with tokenizer.json")
+    assert not trace.exists()
 
 
 def test_the_sample_tokenizer_spells_every_word_of_its_captions():

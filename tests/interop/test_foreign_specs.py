@@ -288,6 +288,7 @@ def test_shapes_tell_what_openai_files_do_not():
     ],
 )
 def test_shapes_that_do_not_tell(changed, fault):
+    """A table of positions of no square tells no grid (P20)."""
     with pytest.raises(ConversionError, match=fault):
         openai(shapes(**changed), activation="gelu")
 

@@ -179,7 +179,7 @@ def test_an_export_with_another_specification(spec, fault, weights, tmp_path):
 
 
 def test_all_that_does_not_fit_is_listed_at_once(weights, tmp_path):
-    """P16: nothing stays as it was initialised without a word."""
+    """P16, P05: nothing stays as it was initialised without a word."""
     del weights["cls.predictions.bias"]
     del weights["bert.encoder.layer.1.output.LayerNorm.weight"]
     weights["adapter.weight"] = np.zeros(3, np.float32)
@@ -393,6 +393,23 @@ def test_values_that_mean_the_usual(file, keys, value, clip_directory):
     want = huggingface.load(str(clip_directory)).spec
     edited(clip_directory, file, keys.split("/"), value)
     assert huggingface.load(str(clip_directory)).spec == want
+
+
+@pytest.mark.parametrize("keys", ["num_labels", "vision_config/num_labels", "id2label"])
+def test_a_classifiers_labels_are_not_read(keys, clip_directory):
+    """Transformers would make a thousand million of them."""
+    want = huggingface.load(str(clip_directory)).spec
+    edited(clip_directory, CONFIG, keys.split("/"), 10**9)
+    assert huggingface.load(str(clip_directory)).spec == want
+
+
+@pytest.mark.parametrize("size", [10**9, 2**31, 2**62, 10**400])
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "intermediate_size"])
+def test_huge_sizes_are_refused_before_anything_is_allocated(key, size, clip_directory):
+    for tower in ("vision_config", "text_config"):
+        edited(clip_directory, CONFIG, [tower, key], size)
+    told = message(str(clip_directory))
+    assert re.search("is not at most|is more than|do not fit the model|config.json", told), told
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def test_embeddings_are_those_of_the_model(name, tmp_path):
 
 
 @needs_extra
+def test_a_text_without_an_end_token_is_not_a_number(tmp_path):
+    """Its start token would be a plausible and wrong answer (P12)."""
+    export(tmp_path, "clip_not_square")
+    text = np.array([[1, 5, 6], [1, 5, CASES["clip_not_square"].text.end_token]], np.int32)
+    batch = {"text": text, "text_mask": np.ones_like(text, bool)}
+    (found,) = session(tmp_path / onnx.TEXT_FILE).run(["text_embedding"], batch)
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
+@needs_extra
 def test_inputs_and_outputs(tmp_path):
     export(tmp_path, "vit_bert")
 

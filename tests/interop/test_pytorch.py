@@ -271,7 +271,7 @@ def test_the_form_follows_the_towers(name, exported):
 
 @each_case
 def test_embeddings_are_those_of_the_model(name, exported, ours, load, torch):
-    """Lengths, directions and rankings; loaded without a key missing or left over."""
+    """Lengths, directions and rankings; loaded without a key missing or left over (P15, P13)."""
     spec, (directory, _, said) = CASES[name], exported(name)
     model = load(directory)
     assert type(model).__name__ == said.form
@@ -305,8 +305,23 @@ def test_outputs_are_unit_rows_and_their_scaled_similarities(name, exported, our
     np.testing.assert_allclose(output.logits_per_image.numpy(), logits.T, atol=1e-3)
 
 
+def test_a_text_without_an_end_token_is_not_a_number(exported, load, torch):
+    """Its start token would be a plausible and wrong answer, in torch as here (P12)."""
+    spec, (directory, params, _) = CASES["clip_not_square"], exported("clip_not_square")
+    text = np.array([[1, 5, 6, 7], [1, 5, spec.text.end_token, 0]], np.int32)
+    mask = np.ones_like(text, bool)
+    ours = apply(spec, params, text, mask, method="encode_text")
+    with torch.no_grad():
+        theirs = load(directory).get_text_features(
+            torch.tensor(text, dtype=torch.int64), torch.tensor(mask)
+        )
+    for found in (np.asarray(ours), theirs.pooler_output.numpy()):
+        assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
 @pytest.mark.parametrize("name", ["vit_bert", "clip_end_2"])
 def test_the_mlm_head_is_exported(name, exported, load, torch):
+    """Its decoder is the table of words, written once and tied again as it is loaded (P72)."""
     spec, (directory, params, _) = CASES[name], exported(name)
     image, text, mask = inputs(spec)
     batch = {"image": image, "text": text, "text_mask": mask, "masked_text": text[::-1]}
@@ -386,8 +401,7 @@ def test_an_export_embeds_as_the_run_does(name, tokenizer, tmp_path):
         key=jax.random.key(0),
     )
     run = tmp_path / "run"
-    ModelFile(spec, "float32", LENGTH, tokenizer.fingerprint).write(run)
-    tokenizer.save(run / TOKENIZER_DIRECTORY)
+    ModelFile(spec, "float32", LENGTH).write(run, tokenizer)
     with Checkpoints.open(run, keep=1) as checkpoints:
         checkpoints.save(made, data={}, config={})
     trained = unipt_jax.load(run)

@@ -1,15 +1,20 @@
 """Files of weights: every format, which one is read, and what is said of a damaged one."""
 
 import importlib.util
+import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
+import tarfile
 import zipfile
+from pathlib import Path
 
 import huggingface_hub
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 from flax import serialization
@@ -151,13 +156,31 @@ def test_parts(name, tmp_path):
         ("{}", "no weight_map"),
         ('{"weight_map": {}}', "no weight_map"),
         ('{"weight_map": ["x"]}', "no weight_map"),
-        ('{"weight_map": {"a": ["x"]}}', r"\['x'\] in weight_map names no file"),
-        ('{"weight_map": {"a": null}}', "None in weight_map names no file"),
+        *[
+            (json.dumps({"weight_map": {"a": part}}), f"{re.escape(repr(part)[:50])} in weight_map")
+            for part in [
+                *[["x"], None, "", ".", "..", "x\n.safetensors", "model.bin"],
+                *["../other/model.safetensors", "/etc/model.safetensors", "a\\b.safetensors"],
+            ]
+        ],
     ],
 )
 def test_a_damaged_index(text, fault, tmp_path):
+    """A part lies beside its index and is read as it: nothing else of a disk can be named (P17)."""
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    save_file(WEIGHTS, elsewhere / "model.safetensors")
+    write_torch(tmp_path / "model.bin")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert_refused(tmp_path, fault)
+
+
+def test_parts_of_two_models(tmp_path):
+    """One would silently take the place of the other's."""
+    _, second = write_parts(tmp_path, "model.safetensors")
+    save_file(WEIGHTS, tmp_path / second)
+    with pytest.raises(ConversionError, match=f"{second} holds a.weight, which another part holds"):
+        load(tmp_path)
 
 
 # ------------------------------------------------------------------------------- damaged files
@@ -186,6 +209,55 @@ def test_another_file_under_the_name(name, content, tmp_path):
 def test_an_empty_file(name, tmp_path):
     (tmp_path / name).touch()
     assert_refused(tmp_path / name, "is empty")
+
+
+def one(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "length"),
+    [
+        ({"a": one()}, 8, 2**60),
+        ({"a": one()}, 8, 2**64 - 1),
+        ({"a": one()}, 8, 3),
+        ({"a": one(), "b": one(offsets=(4, 12))}, 12, None),
+        ({"a": one(), "b": one(offsets=(12, 20))}, 20, None),
+        ({"a": one(dtype="F64")}, 8, None),
+        ({"a": one(dtype="F33")}, 8, None),
+        ({"a": one(dtype=None)}, 8, None),
+        ({"a": one(shape=(2**33, 2**33))}, 8, None),
+        ({"a": one(shape=(0, 2**62), offsets=(0, 0))}, 0, None),
+        ({"a": one(shape=[2] + 69 * [1])}, 8, None),
+        ({"a": one(shape=(-2,))}, 8, None),
+        ({"a": one(offsets=(8, 0))}, 8, None),
+        ({"a": one()}, 7, None),
+        ({"a": one()}, 9, None),
+        ({"a": one(), "__metadata__": {"x": 1}}, 8, None),
+        ([], 0, None),
+    ],
+)
+def test_a_safetensors_header_that_does_not_describe_the_file(header, size, length, tmp_path):
+    """Nothing is allocated for what a header claims."""
+    text = json.dumps(header).encode()
+    start = (len(text) if length is None else length).to_bytes(8, "little")
+    (tmp_path / "model.safetensors").write_bytes(start + text + bytes(size))
+    assert_refused(tmp_path / "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (msgpack.packb({"a": 1, b"b": 2}), "damaged"),
+        (msgpack.packb({"a": None}), "no weights"),
+        (msgpack.packb({"a": {"b": 3}}), "a/b is no array but 3"),
+        (b"\x81\xa1a" * 10**5, "damaged"),
+        (serialization.msgpack_serialize({"a": {"b": np.ones(2)}, "a.b": np.ones(2)}), "a.b twice"),
+    ],
+)
+def test_flax_weights_by_no_names(content, fault, tmp_path):
+    (tmp_path / "flax_model.msgpack").write_bytes(content)
+    assert_refused(tmp_path / "flax_model.msgpack", fault)
 
 
 def test_a_file_without_weights(tmp_path):
@@ -248,6 +320,83 @@ def test_code_in_a_pickle_never_runs(how, tmp_path):
     assert not trace.exists()
     torch.load(path, weights_only=False) if how != "bare" else pickle.loads(path.read_bytes())
     assert trace.exists()  # It would have run.
+
+
+def test_what_pytorch_once_wrote_is_named(tmp_path):
+    """Before 0.1.10 a tar archive of pickles, which only running them would read (P17)."""
+    trace, path = tmp_path / "ran", tmp_path / "old.pth"
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            content = pickle.dumps(Intruder(str(trace)), protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    assert_refused(path, r"tar archive, as PyTorch wrote them before 0\.1\.10")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("save", [np.save, lambda path, array: np.savez(path, a=array)])
+def test_numpys_pickles_never_run(save, tmp_path):
+    """An array of objects is a pickle, whatever the file is called (P17)."""
+    pytest.importorskip("torch")
+    trace, path = tmp_path / "ran", tmp_path / "weights.pt"
+    with path.open("wb") as file:
+        save(file, np.array([Intruder(str(trace))], object))
+    assert_refused(path, "damaged")
+    assert not trace.exists()
+
+
+def test_no_other_module_unpickles():
+    """These refuse code, but `beam`, whose workers read what this very run wrote (P17)."""
+    readers = r"^\s*(?:import|from) (?:pickle|cloudpickle|dill|joblib|shelve|torch)\b|allow_pickle"
+    found = {
+        path.name
+        for folder in ("configs", "launch", "unipt_jax")
+        for path in Path(folder).rglob("*.py")
+        if re.search(readers, path.read_text(), re.MULTILINE)
+    }
+    exported = {"modeling_unipt.py", "pytorch.py"}  # Code and a card that go to PyTorch's users.
+    assert found == {"beam.py", "torchscript.py", "weight_files.py"} | exported
+
+
+def test_a_pytorch_that_runs_code_when_told_not_to_is_refused(tmp_path, monkeypatch):
+    """CVE-2025-32434: until 2.5 what `weights_only` refuses could be got around (P17)."""
+    torch = pytest.importorskip("torch")
+    write_torch(tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu118")
+    monkeypatch.setattr(torch, "load", None)
+    assert_refused(tmp_path / "pytorch_model.bin", r"2\.5\.1\+cu118 may run code .*torch 2\.6")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("new", [True, False])
+def test_one_number_seen_as_a_million_times_a_million(dtype, new, tmp_path):
+    """Copying it to an array of its own would fill the memory."""
+    torch = pytest.importorskip("torch")
+    number = torch.ones(1, dtype=getattr(torch, dtype)).expand(10**6, 10**6)
+    torch.save({"a": number}, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+    assert_refused(tmp_path / "x.pt", "bytes, but claims weights of [24],000,000,000,000;")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tied_weight_is_no_such_thing(dtype, tmp_path):
+    """One array under two names is read under both (P72)."""
+    torch = pytest.importorskip("torch")
+    table = torch.ones(300, 300, dtype=getattr(torch, dtype))
+    torch.save({"words": table, "decoder": table}, tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt")["decoder"].shape == (300, 300)
+
+
+def test_an_archive_of_compressed_zeros(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "bomb.pt"
+    torch.save({"a": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    assert_refused(path, "bytes, but claims an archive of 4,000,")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_a_directory_in_use_is_refused(run, data, clip):
     ],
 )
 def test_a_mistake_is_one_line(clip, data, tmp_path, changes, named):
+    """Before anything is computed (P10)."""
     done = launch(
         f"--config.data={data}",
         f"--config.checkpoint={clip}",

@@ -49,6 +49,10 @@ def test_what_fits(values):
     ("name", "values", "wanted"),
     [
         ("size", [0, -1, 3.0, "3", None, True, [3]], "an integer above 0"),
+        ("size", [2**31, 10**400], "at most 2147483647"),
+        ("size", [-(10**400)], "an integer above 0"),
+        ("sides", [(2, 2**31)], "2 numbers above 0"),
+        ("scale", [10**400], "at most 2147483647"),
         ("sides", [2, (2,), (2, 3, 4), [2, 3], (2, 0), (2, "3"), None], "2 numbers above 0"),
         ("scale", [0, -0.5, float("nan"), float("inf"), "x", None, False], "a finite number above"),
         ("offset", [-1e-9, float("nan"), "x", 1j], "a finite number from 0 on"),
@@ -67,3 +71,18 @@ def test_what_does_not(name, values, wanted):
 def test_every_fault_is_told_at_once():
     with pytest.raises(ConfigError, match=r"^size=0 is .*; scale=None is [^;]*; flag=1 is [^;]*$"):
         Whole(size=0, scale=None, flag=1)
+
+
+def test_more_layers_than_a_program_has():
+    """Each is traced on its own: a slip or damage would be found out after hours."""
+
+    @dataclasses.dataclass
+    class Deep:
+        layers: int
+
+        def __post_init__(self):
+            require_fields(self)
+
+    Deep(layers=256)
+    with pytest.raises(ConfigError, match=r"^layers=257 is more than 256$"):
+        Deep(layers=257)

@@ -104,6 +104,7 @@ def test_a_text_without_an_end_token_is_not_a_number(params):
 
 
 def test_an_id_beyond_the_vocabulary_is_never_clamped(params):
+    """Its text becomes no number, not another text (P78)."""
     have = np.asarray(_embed(params, *_pad([[START, V, END], [START, V - 1, END]])))
     assert np.isnan(have[0]).all()
     assert np.isfinite(have[1]).all()

@@ -21,6 +21,7 @@ from unipt_jax.models.token_selection import TokenSelectionSpec
 from unipt_jax.models.vit import VisionSpec
 
 sizes = st.integers(1, 4096)
+depths = st.integers(1, 256)
 epsilons = st.floats(1e-12, 1e-3)
 activations = st.sampled_from(["gelu", "gelu_tanh", "quick_gelu"])
 channels = st.tuples(*[st.floats(0.01, 1.0)] * 3)
@@ -33,7 +34,7 @@ def vision(draw):
         image_size=(patch * draw(sizes), patch * draw(sizes)),
         patch_size=patch,
         hidden_size=heads * draw(sizes),
-        layers=draw(sizes),
+        layers=draw(depths),
         heads=heads,
         mlp_size=draw(sizes),
         layer_norm_eps=draw(epsilons),
@@ -52,7 +53,7 @@ def bert(draw):
     return TextSpec(
         vocab_size=draw(sizes),
         hidden_size=heads * draw(sizes),
-        layers=draw(sizes),
+        layers=draw(depths),
         heads=heads,
         mlp_size=draw(sizes),
         max_positions=draw(sizes),
@@ -69,7 +70,7 @@ def clip_text(draw):
     return ClipTextSpec(
         vocab_size=vocab_size,
         hidden_size=heads * draw(sizes),
-        layers=draw(sizes),
+        layers=draw(depths),
         heads=heads,
         mlp_size=draw(sizes),
         max_positions=draw(sizes),
@@ -79,9 +80,15 @@ def clip_text(draw):
     )
 
 
-pgu = st.builds(PguSpec, **dict.fromkeys([f.name for f in dataclasses.fields(PguSpec)], sizes))
+pgu = st.builds(
+    PguSpec,
+    **{
+        field.name: depths if field.name.endswith("layers") else sizes
+        for field in dataclasses.fields(PguSpec)
+    },
+)
 selection = st.builds(TokenSelectionSpec, ratio=st.floats(0.01, 1.0), feature_dim=sizes)
-cross_modal = st.builds(CrossModalSpec, layers=sizes, heads=sizes)
+cross_modal = st.builds(CrossModalSpec, layers=depths, heads=sizes)
 
 
 def _fitting(text, mlm, cross_modal, selection, **values):

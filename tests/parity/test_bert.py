@@ -70,6 +70,7 @@ def test_tokens_and_logits_equal_torch(configuration):
 
 @references.each_eps_and_activation
 def test_every_eps_and_activation(eps, activation):
+    """The epsilon and the activation are those of the configuration (P14)."""
     model = reference({**references.tower(eps, activation), "num_hidden_layers": 1})
     pretrained = references.reload(model)
     assert pretrained.spec.layer_norm_eps == eps
@@ -162,6 +163,7 @@ def test_every_spelling_is_the_same_tree(model, weights, changes, tmp_path):
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_an_untied_decoder_is_refused(model, weights, name, tmp_path):
+    """A copy of the table of words is left out only where it is one (P72)."""
     weights = _decoder(weights)
     weights[f"cls.predictions.decoder.{name}"] = weights[f"cls.predictions.decoder.{name}"] + 1e-3
     with pytest.raises(ConversionError, match=rf"decoder\.{name} differs from .* tied"):

@@ -107,6 +107,7 @@ def assert_same(model, pretrained, text=None, **arguments):
 @example((square(1e-5, "quick_gelu")[0], *square(1e-3, "gelu_new")[1:]))
 @example((square(1e-3, "gelu")[0], *square(1e-12, "quick_gelu")[1:]))
 def test_embeddings_equal_torch(configuration):
+    """Also where every side is equal, and a missing transposition fits (P18)."""
     model = reference(*configuration)
     pretrained = references.reload(model)
     assert_same(model, pretrained)
@@ -117,6 +118,7 @@ def test_embeddings_equal_torch(configuration):
 
 @references.each_eps_and_activation
 def test_every_eps_and_activation(eps, activation):
+    """The epsilon and the activation are those of the configuration (P13, P14)."""
     image, text, projection = square(eps, activation)
     shallow = {"num_hidden_layers": 1}
     model = reference({**image, **shallow}, {**text, **shallow}, projection)
@@ -296,6 +298,7 @@ def test_a_directory_of_open_clip(quick, prefix, tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("table", ["CLIP", "OPENAI_CLIP"])
 def test_back_to_the_same_bits(wide, table, dtype, tmp_path):
+    """To Flax and back, of OpenAI and of transformers (P18)."""
     weights = references.arrays(wide)
     if table == "OPENAI_CLIP":
         weights = references.openai(weights)

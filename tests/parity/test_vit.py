@@ -63,12 +63,14 @@ def assert_same(model, pretrained):
 @example("deit", square(1e-3, "gelu_new", (3, 9)))
 @example("vit", square(1e-6, "quick_gelu", 6))
 def test_tokens_equal_torch(kind, configuration):
+    """Also with 3 channels, patches of 3 pixels and square matrices (P19)."""
     model = reference(kind, configuration)
     assert_same(model, references.reload(model))
 
 
 @references.each_eps_and_activation
 def test_every_eps_and_activation(eps, activation):
+    """The epsilon and the activation are those of the configuration (P14)."""
     model = reference("vit", {**square(eps, activation, 6), "num_hidden_layers": 1})
     pretrained = references.reload(model)
     assert pretrained.spec.layer_norm_eps == eps

@@ -7,7 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
+from safetensors.numpy import save_file
 
 import unipt_jax
 from tests.training.test_initial import noise, same
@@ -186,6 +188,20 @@ def test_a_missing_tokenizer_is_named(source, tmp_path):
     words = clip_tokenizer(tmp_path / "words")
     conversion.convert(config(copy, tokenizer=words), tmp_path / "run", False)
     assert model_file.tokenizer(tmp_path / "run").end == 6
+
+
+def test_a_flipped_bit_of_an_export_is_found(source, tmp_path):
+    """Nothing else tells: the value is a number still. After another tool saved it, none looks."""
+    copy = tmp_path / "copy"
+    shutil.copytree(source[0], copy)
+    file = copy / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ConversionError, match=r"copy/model\.safetensors is damaged.* checksum"):
+        unipt_jax.load(copy)
+    save_file(safetensors.numpy.load(bytes(content)), file)
+    assert unipt_jax.load(copy).processor.length == 9
 
 
 def test_one_side_of_the_size_is_no_size():

@@ -13,6 +13,7 @@ from unipt_jax.core import trees
 from unipt_jax.core.errors import ConversionError
 from unipt_jax.core.sharding import make_mesh
 from unipt_jax.models import specs
+from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import initial, state
 from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.model_file import ModelFile
@@ -28,7 +29,7 @@ def noise(abstract, seed=0):
 
 def write(workdir, spec, params):
     """A directory as training and conversion leave it."""
-    ModelFile(spec, "float32", 12).write(workdir)
+    ModelFile(spec, "float32", 0 if isinstance(spec, VisionSpec) else 12).write(workdir)
     with Checkpoints.open(workdir, keep=1) as checkpoints:
         checkpoints.save_params(jax.tree.map(jax.numpy.asarray, params), config={})
     return str(workdir)
@@ -80,8 +81,8 @@ def test_one_encoder_alone_leaves_the_other_at_random(dual, tmp_path):
     assert initial.start_from(SPEC, WORDS, image="", text="") == (SPEC, {})
 
 
-def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
-    """P13, P14: activation and epsilon are theirs; normalisation and dropout are the run's."""
+def test_what_belongs_to_the_weights_comes_with_them(tmp_path, caplog):
+    """P13, P14, P04: activation and epsilon are theirs, which is told; what else is the run's."""
     theirs = dataclasses.replace(
         SPEC,
         image=dataclasses.replace(
@@ -90,11 +91,40 @@ def test_what_belongs_to_the_weights_comes_with_them(tmp_path):
         text=dataclasses.replace(SPEC.text, layer_norm_eps=1e-5, activation="gelu_tanh"),
     )
     source = write(tmp_path, theirs, noise(specs.abstract_params(theirs)))
-    wanted = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, dropout=0.3))
-    spec, _ = initial.start_from(wanted, WORDS, image=source, text=source)
+    wanted = dataclasses.replace(
+        SPEC,
+        image=dataclasses.replace(SPEC.image, image_size=(24, 12)),
+        text=dataclasses.replace(SPEC.text, dropout=0.3),
+    )
+    with caplog.at_level("INFO"):
+        spec, _ = initial.start_from(wanted, WORDS, image=source, text=source)
+    assert "activation 'quick_gelu' of the weights, not 'gelu'; positions resized" in caplog.text
+    assert "from image_size (16, 8) to (24, 12)" in caplog.text
     assert (spec.image.layer_norm_eps, spec.image.activation) == (1e-3, "quick_gelu")
     assert (spec.text.layer_norm_eps, spec.text.activation) == (1e-5, "gelu_tanh")
     assert spec.image.mean == SPEC.image.mean and spec.text.dropout == 0.3
+
+
+@pytest.mark.parametrize("fault", ["wrapped", "missing", "more", "nan"])
+def test_a_checkpoint_of_something_else_is_refused(fault, tmp_path):
+    """None of its parameters is passed over, and none of the model's stays at random (P05)."""
+    image = SPEC.image
+    params = noise(specs.abstract_params(image))
+    encoder = params["image_encoder"]
+    named = "image_encoder/class_token"
+    if fault == "wrapped":
+        params = {"module": params}
+    elif fault == "missing":
+        del encoder["class_token"]
+    elif fault == "more":
+        encoder["register_token"] = encoder["class_token"]
+        named = "image_encoder/register_token: unexpected"
+    else:
+        encoder["class_token"][1] = np.nan
+        named += ": infinite or not a number"
+    source = write(tmp_path, image, params)
+    with pytest.raises(ConversionError, match=f"init_image: {tmp_path} does not hold .*{named}"):
+        initial.start_from(SPEC, WORDS, image=source)
 
 
 def test_positions_are_resized_once_for_another_size(dual):
@@ -126,6 +156,7 @@ def test_positions_are_resized_once_for_another_size(dual):
     ],
 )
 def test_other_shapes_are_refused(dual, side, changes, named):
+    """What differs between the weights and the run is told, not trained with (P04)."""
     changed = dataclasses.replace(getattr(SPEC, side), **changes)
     wanted = dataclasses.replace(SPEC, **{side: changed})
     sources = {"image": "", "text": ""} | {side: dual[0]}

@@ -71,10 +71,9 @@ def test_unreadable_records_are_listed_once_each(bucket):
 
 def test_model_tokenizer_and_curve_come_back(bucket):
     tokenizer = tokenization.load(str(EXAMPLES / "tokenizer"))
-    written = model_file.ModelFile(micro.model().spec, "float32", 12, tokenizer.fingerprint)
-    written.write(RUN)
+    written = model_file.ModelFile(micro.model().spec, "float32", 12)
+    written.write(RUN, tokenizer)
     assert model_file.exists(RUN) and model_file.read(RUN) == written
-    tokenizer.save(bucket / "run" / model_file.TOKENIZER_DIRECTORY)
     assert model_file.tokenizer(RUN).fingerprint == tokenizer.fingerprint
     curves.plot([row(1), row(2)], f"{RUN}/loss.png")
     assert (bucket / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")

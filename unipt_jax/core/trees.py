@@ -54,6 +54,11 @@ def count_parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def not_finite(tree: Any) -> list[str]:
+    """Returns the paths of leaves with an infinity or something that is not a number."""
+    return [path for path, leaf in flatten(tree).items() if not np.isfinite(np.asarray(leaf)).all()]
+
+
 def fingerprint(tree: Any) -> str:
     """Returns 32 hexadecimal digits that follow from the values, in the tree's own order."""
     digest = hashlib.blake2b(digest_size=16)

@@ -1,8 +1,10 @@
 """Captions to token ids, by a Hugging Face tokenizer read once."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -13,6 +15,7 @@ from unipt_jax.core.errors import DataError
 from unipt_jax.core.files import write_bytes
 
 FILE = "tokenizer.json"
+_MOST_IDS = 2**24  # Beyond any vocabulary; a table of so many embeddings would fill the memory.
 _VOCABULARIES = ("vocab.txt", "vocab.json")  # Of what was saved before there was `FILE`.
 
 # The roles of special tokens, under BERT's names and under those of CLIP, as Hugging Face and as
@@ -94,13 +97,18 @@ def load(name: str) -> Tokenizer:
     """Loads a directory with `tokenizer.json`, or a Hugging Face name or directory.
 
     Raises:
-        DataError: nothing can be loaded under that name, or a special token other than that for
-            masking is missing or not put.
+        DataError: nothing can be loaded under that name, an id is beyond what tables of embeddings
+            have, or a special token other than that for masking is missing or not put.
     """
-    backend = _read(name)
+    backend = read(name)
     backend.no_truncation()
     backend.no_padding()
+    with _naming(name):
+        encoded = backend.encode("a").ids
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values(), default=0) + 1
+    if size > _MOST_IDS:
+        raise DataError(f"tokenizer {name!r} has ids up to {size - 1:,}; at most {_MOST_IDS:,}")
     ids = {}
     for role, spellings in ROLES.items():
         ids[role] = next((vocabulary[token] for token in spellings if token in vocabulary), None)
@@ -110,10 +118,8 @@ def load(name: str) -> Tokenizer:
         special = {added.content for added in backend.get_added_tokens_decoder().values()}
         words = [number for token, number in vocabulary.items() if token not in special]
         ids["mask"] = max(words, default=None)
-    encoded = backend.encode("a").ids
-    if (encoded[0], encoded[-1]) != (ids["start"], ids["end"]):
+    if (encoded[:1], encoded[-1:]) != ([ids["start"]], [ids["end"]]):
         raise DataError(f"tokenizer {name!r} does not put its start and end tokens around a text")
-    size = max(vocabulary.values()) + 1
     is_special = np.zeros(size, bool)
     for number, added in backend.get_added_tokens_decoder().items():
         is_special[number] = added.special
@@ -134,14 +140,9 @@ def load(name: str) -> Tokenizer:
         backend=backend,
         is_special=is_special,
         is_continuation=is_continuation,
-        fingerprint=fingerprint(backend.to_str().encode()),
+        fingerprint=hashlib.sha256(backend.to_str().encode()).hexdigest()[:16],
         **ids,
     )
-
-
-def fingerprint(content: bytes) -> str:
-    """Returns 16 hexadecimal digits that follow from what `Tokenizer.save` writes."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def is_in(directory: epath.PathLike) -> bool:
@@ -149,18 +150,41 @@ def is_in(directory: epath.PathLike) -> bool:
     return any((epath.Path(directory) / name).is_file() for name in (FILE, *_VOCABULARIES))
 
 
-def _read(name: str) -> tokenizers.Tokenizer:
+def read(name: str) -> tokenizers.Tokenizer:
+    """Reads what `load` loads, and looks at nothing of it.
+
+    Raises:
+        DataError: nothing can be read under that name.
+    """
     file = epath.Path(name) / FILE
-    try:
+    with _naming(name):
         if file.is_file():
-            return tokenizers.Tokenizer.from_str(file.read_text())
+            return tokenizers.Tokenizer.from_buffer(file.read_bytes())
+        if os.path.lexists(file):
+            raise OSError("a dangling link or no file")
         # Slow to import, and needed for names and older directories alone.
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(name).backend_tokenizer
-    except Exception as error:
-        raise DataError(
-            f"tokenizer {name!r} cannot be loaded: it is neither a directory with tokenizer.json "
-            "(or with config.json and the vocabulary files) nor a Hugging Face name that can be "
-            f"reached ({type(error).__name__})"
-        ) from error
+        # Of code beside a tokenizer it would otherwise ask at the terminal whether to run it.
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Says which tokenizer, and what it could be, where its library fails in whatever way."""
+    try:
+        yield
+    except BaseException as error:
+        # Where the library's Rust panics, what it raises is no `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        file = epath.Path(name) / FILE
+        if os.path.lexists(file):
+            what = f"{file} is damaged ({' '.join(str(error).split())[:200]})"
+        else:
+            what = (
+                "it is neither a directory with tokenizer.json (or with config.json and the "
+                f"vocabulary files) nor a Hugging Face name that can be reached "
+                f"({type(error).__name__})"
+            )
+        raise DataError(f"tokenizer {name!r} cannot be loaded: {what}") from error

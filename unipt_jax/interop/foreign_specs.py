@@ -234,9 +234,18 @@ def _complete(config: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING  # Slow to import.
 
     try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        return CONFIG_MAPPING[config["model_type"]].from_dict(_without_labels(config))
     except Exception as error:  # Its checks raise many types.
         raise ConversionError(f"config.json: {one_line(error)}") from error
+
+
+def _without_labels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out a classifier's labels, of which transformers makes as many as a number says."""
+    return {
+        name: _without_labels(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in ("num_labels", "id2label", "label2id")
+    }
 
 
 def _differences(config: Any, **supported: Iterable[Any]) -> list[str]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from etils import epath
 from flax import traverse_util
 
 from unipt_jax.core import trees
-from unipt_jax.core.errors import CheckpointError, ConfigError, ConversionError
-from unipt_jax.data.tokenization import ROLES
+from unipt_jax.core.errors import CheckpointError, ConfigError, ConversionError, DataError
+from unipt_jax.data import tokenization
 from unipt_jax.interop import foreign_specs, names, weight_files
 from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoderSpec
@@ -124,17 +123,16 @@ def _describe(
 
 
 def _end_token(directory: epath.Path) -> int | None:
-    file = directory / "tokenizer.json"
+    file = directory / tokenization.FILE
     if weight_files.is_present(file):
         try:
-            ids = tokenizers.Tokenizer.from_str(file.read_text()).get_vocab()
-        except Exception as error:  # The library raises bare ones.
-            message = weight_files.one_line(error)
-            raise ConversionError(f"{file} is no tokenizer: {message}") from error
+            ids = tokenization.read(str(directory)).get_vocab()
+        except DataError as error:
+            raise ConversionError(str(error)) from error
     else:
         file = directory / "vocab.json"
         ids = _optional_json(file)
-    end = next((token for token in ROLES["end"] if token in ids), None)
+    end = next((token for token in tokenization.ROLES["end"] if token in ids), None)
     if end is not None and not isinstance(ids[end], int):
         raise ConversionError(f"{file}: {end} has the id {ids[end]!r:.50}, which is no integer")
     return None if end is None else ids[end]

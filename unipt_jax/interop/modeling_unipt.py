@@ -190,8 +190,9 @@ class ClipText(nn.Module):
         return self.layer_norm(x)
 
     def class_position(self, input_ids):
-        """Returns where each text's first end-of-text token is."""
-        return (input_ids == self.end_token).int().argmax(dim=1)
+        """Returns where each text's first end-of-text token is; -1 where it has none."""
+        is_end = input_ids == self.end_token
+        return is_end.int().argmax(dim=1).masked_fill(~is_end.any(dim=1), -1)
 
 
 class Head(nn.Module):
@@ -203,9 +204,13 @@ class Head(nn.Module):
         self.projection = nn.Linear(width, embedding_dim, bias=pooling == "max")
 
     def forward(self, tokens, mask, position):
-        """Returns [B, E], not normalised: of tokens where `mask` [B, L], or at `position` [B]."""
+        """Returns [B, E], not normalised: of tokens where `mask` [B, L], or at `position` [B].
+
+        Without a position, of -1, there is no embedding: not a number.
+        """
         if self.pooling == "class":
-            return self.projection(tokens[torch.arange(len(tokens)), position])
+            x = self.projection(tokens[torch.arange(len(tokens)), position])
+            return x.masked_fill((position < 0)[:, None], torch.nan)
         x = self.projection(tokens)
         return x.masked_fill(~mask[:, :, None], torch.finfo(x.dtype).min).amax(dim=1)
 
@@ -254,7 +259,8 @@ class UniPTModel(PreTrainedModel):
         """Embeds normalised pixels [B, 3, H, W]: `pooler_output` [B, E], not normalised."""
         tokens = self.image_encoder(pixel_values.to(self.dtype))
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        features = self.image_head(tokens, mask, 0)
+        first = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        features = self.image_head(tokens, mask, first)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=features)
 
     def get_text_features(self, input_ids, attention_mask=None):

@@ -232,6 +232,8 @@ def _text_graph(spec: DualEncoderSpec, params: Any) -> bytes:
         is_end = graph("Cast", is_end, to=onnx.TensorProto.INT32)
         place = graph("ArgMax", is_end, axis=1, keepdims=1)  # The first of them.
         x = graph("GatherND", x, place, batch_dims=1)
+        has_end = graph("Cast", graph("ReduceMax", is_end, _ints(1)), to=onnx.TensorProto.BOOL)
+        x = graph("Where", has_end, x, np.float32(np.nan))
     elif spec.pooling == "class":
         x = graph("Gather", x, np.int64(0), axis=1)
     x = _linear(graph, x, params["text_head"]["projection"])

@@ -17,7 +17,7 @@ from etils import epath
 from unipt_jax.core.errors import ConversionError
 from unipt_jax.core.files import CONFIG_FILE, write_bytes, write_json
 from unipt_jax.data.tokenization import Tokenizer
-from unipt_jax.interop import foreign_specs, names
+from unipt_jax.interop import foreign_specs, names, weight_files
 from unipt_jax.models import specs
 from unipt_jax.models.clip import ClipTextSpec
 from unipt_jax.models.dual_encoder import DualEncoderSpec
@@ -160,9 +160,8 @@ def export(
     arrays = weights(spec, params, dtype)
     spec, _, left_out = encoders_alone(spec, params)
     exported = Exported(form(spec), sum(array.size for array in arrays.values()), left_out)
-    write_bytes(
-        directory / "model.safetensors", safetensors.numpy.save(arrays, metadata={"format": "pt"})
-    )
+    told = {"format": "pt", weight_files.CHECKSUM: weight_files.checksum(arrays)}
+    write_bytes(directory / "model.safetensors", safetensors.numpy.save(arrays, metadata=told))
     if exported.form == "UniPTModel":
         config = _unipt_config(spec, text_length)
         write_bytes(directory / MODELING.name, MODELING.read_bytes())

@@ -29,12 +29,20 @@ _DTYPES = {
 }
 
 
-def is_archive(path: epath.Path) -> bool:
-    """Tells a TorchScript archive from what `torch.save` writes."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return _root(archive) is not None
+def root(archive: zipfile.ZipFile) -> str | None:
+    """Returns what names in a TorchScript archive begin with; None: `torch.save` wrote it."""
+    # PyTorch finds the file in any spelling of upper and lower case.
+    constants = (name for name in archive.namelist() if name.lower().endswith("/constants.pkl"))
+    return next((name[: -len("constants.pkl")] for name in constants), None)
+
+
+def stored_size(archive: zipfile.ZipFile) -> int:
+    """Returns the bytes that reading the weights of an archive of PyTorch's would unpack."""
+    return sum(
+        entry.file_size
+        for entry in archive.infolist()
+        if "/data/" in entry.filename or entry.filename.endswith("/data.pkl")
+    )
 
 
 def read(path: epath.Path) -> dict[str, np.ndarray]:
@@ -46,20 +54,14 @@ def read(path: epath.Path) -> dict[str, np.ndarray]:
         Exception: of many types; the archive is damaged.
     """
     with zipfile.ZipFile(path) as archive:
-        root = _root(archive)
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big":
+        top = root(archive)
+        if f"{top}byteorder" in archive.namelist() and archive.read(f"{top}byteorder") == b"big":
             raise pickle.UnpicklingError("the numbers are big-endian")
-        with archive.open(f"{root}data.pkl") as stream:
-            module = _Unpickler(stream, lambda key: archive.read(f"{root}data/{key}")).load()
+        with archive.open(f"{top}data.pkl") as stream:
+            module = _Unpickler(stream, lambda key: archive.read(f"{top}data/{key}")).load()
     if not isinstance(module, _Module):
         raise pickle.UnpicklingError(f"a module expected, found {type(module).__name__}")
     return dict(_weights(module, ""))
-
-
-def _root(archive: zipfile.ZipFile) -> str | None:
-    # PyTorch finds the file in any spelling of upper and lower case.
-    constants = (name for name in archive.namelist() if name.lower().endswith("/constants.pkl"))
-    return next((name[: -len("constants.pkl")] for name in constants), None)
 
 
 class _Module:

@@ -4,13 +4,17 @@ Weights are data: nothing that a file holds is ever executed.
 """
 
 import dataclasses
+import hashlib
 import os
 import pickle
 import re
-from collections.abc import Sequence
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -31,6 +35,11 @@ FORMATS = (
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth", ".ckpt")
+
+# In the header of what this library exports: `checksum` of the weights.
+CHECKSUM = "unipt_jax_sha256"
+
+_TORCH = (2, 6)  # The first that, told to read weights alone, never runs code (CVE-2025-32434).
 
 # What describes weights: small files, of which each model has some.
 _DESCRIPTIONS = [
@@ -117,24 +126,36 @@ def read(paths: Sequence[epath.Path]) -> dict[str, np.ndarray]:
     """Reads files that hold weights together, in torch's spelling and layout, whatever the format.
 
     Raises:
-        ConversionError: a file is empty, damaged or holds something else than weights, or reading
-            it needs PyTorch, which is not installed.
+        ConversionError: a file is empty, damaged or holds something else than weights, two hold a
+            weight of one name, or reading it needs PyTorch, which is not installed or too old.
     """
     weights: dict[str, np.ndarray] = {}
     for path in paths:
-        if not path.stat().length:
+        length = path.stat().length
+        if not length:
             raise ConversionError(f"{path} is empty; fetch it again")
-        if path.suffix == ".safetensors":
-            weights.update(_read_safetensors(path))
-        elif path.suffix == ".msgpack":
-            weights.update(_read_msgpack(path))
-        elif torchscript.is_archive(path):
-            weights.update(_read_torchscript(path))
-        else:
-            weights.update(_read_torch(path))
+        found = _read_one(path)
+        _require_within(path, "weights", sum(array.nbytes for array in found.values()), length)
+        both = sorted(weights.keys() & found.keys())
+        if both:
+            raise ConversionError(
+                f"{path} holds {both[0]}, which another part holds too: they are parts of two "
+                "models; fetch them again"
+            )
+        weights.update(found)
     if not weights:
         raise ConversionError(f"{', '.join(map(str, paths))}: no weights are in there")
     return weights
+
+
+def checksum(weights: Mapping[str, np.ndarray]) -> str:
+    """Returns 64 hexadecimal digits that follow from names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(repr((name, str(array.dtype), weights[name].shape)).encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def is_present(path: epath.Path) -> bool:
@@ -181,14 +202,23 @@ def _fetch(name: str, patterns: list[str]) -> epath.Path:
 
 
 def _parts(index: epath.Path) -> list[epath.Path]:
+    suffix = epath.Path(index.name.removesuffix(".index.json")).suffix
     parts = read_json(index).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise ConversionError(
             f"{index}: no weight_map, which says what part holds which weight; fetch it again"
         )
-    strange = [value for value in parts.values() if not isinstance(value, str)]
+    # A path would lead out of the directory, another suffix to another reader.
+    strange = [
+        value
+        for value in parts.values()
+        if not (isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value))
+        or not value.endswith(suffix)
+    ]
     if strange:
-        raise ConversionError(f"{index}: {strange[0]!r:.50} in weight_map names no file")
+        raise ConversionError(
+            f"{index}: {strange[0]!r:.50} in weight_map names no {suffix} file beside it"
+        )
     paths = [index.parent / name for name in sorted(set(parts.values()))]
     missing = [path.name for path in paths if not is_present(path)]
     if missing:
@@ -202,32 +232,80 @@ def _damaged(path: epath.Path, error: Exception) -> ConversionError:
     return ConversionError(f"{path} is damaged or cut short ({one_line(error)}); fetch it again")
 
 
+def _read_one(path: epath.Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".msgpack":
+        return _read_msgpack(path)
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                is_torchscript = torchscript.root(archive) is not None
+                stored = torchscript.stored_size(archive)
+        except Exception as error:  # zipfile's own are of many types.
+            raise _damaged(path, error) from error
+        _require_within(path, "an archive", stored, path.stat().length)
+        if is_torchscript:
+            return _read_torchscript(path)
+    elif tarfile.is_tarfile(path):
+        raise ConversionError(
+            f"{path} is a tar archive, as PyTorch wrote them before 0.1.10, and is not read; save "
+            "the weights alone, as safetensors"
+        )
+    return _read_torch(path)
+
+
+def _require_within(path: epath.Path, what: str, size: int, length: int) -> None:
+    """Refuses what would fill the memory: compressed zeros, or one number seen as millions.
+
+    Twice the file is right where tied weights, such as a decoder's, are seen under two names.
+    """
+    if size > 2 * length:
+        raise ConversionError(
+            f"{path} has {length:,} bytes, but claims {what} of {size:,}; fetch it again"
+        )
+
+
 def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+        with safetensors.safe_open(path, "numpy") as file:
+            stored = (file.metadata() or {}).get(CHECKSUM)
+        weights = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:  # NumPy's are the last.
         raise _damaged(path, error) from error
     except AttributeError as error:  # Of NumPy, which has no such type.
         raise ConversionError(
             f"{path} holds weights of a type that is not supported ({error}); save them as float32"
         ) from error
+    if stored not in (None, checksum(weights)):
+        raise ConversionError(
+            f"{path} is damaged: its weights are not those that were exported, by their checksum; "
+            f"fetch or export it again (if they were changed on purpose, save them without "
+            f"{CHECKSUM!r} among the metadata)"
+        )
+    return weights
 
 
 def _read_msgpack(path: epath.Path) -> dict[str, np.ndarray]:
     """Reads Flax weights of Hugging Face, which carry torch's names but for the last part."""
     try:
-        tree = serialization.msgpack_restore(path.read_bytes())
+        leaves = trees.flatten(serialization.msgpack_restore(path.read_bytes()))
     except Exception as error:  # msgpack's and Flax's decoders fail in many ways.
         raise _damaged(path, error) from error
     weights = {}
-    for name, array in trees.flatten(tree).items():
+    for name, array in leaves.items():
         if not isinstance(array, np.ndarray):
-            raise ConversionError(f"{path}: {name or 'the whole'} is no array but {array!r:.50}")
+            raise ConversionError(
+                f"{path}: {name[:80] or 'the whole'} is no array but {array!r:.50}"
+            )
         *scope, last = name.split("/")
         if last == "kernel":
             array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else None)
         last = "weight" if last in ("kernel", "scale", "embedding") else last
-        weights[".".join([*scope, last])] = array
+        spelled = ".".join([*scope, last])
+        if spelled in weights:
+            raise ConversionError(f"{path} holds {spelled} twice; fetch it again")
+        weights[spelled] = array
     return weights
 
 
@@ -250,6 +328,12 @@ def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
         raise ConversionError(
             f"{path}: reading it needs PyTorch; install torch, or save the weights as safetensors"
         ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _TORCH:
+        raise ConversionError(
+            f"{path}: PyTorch {torch.__version__} may run code that a file holds beside weights "
+            f"(CVE-2025-32434); install torch {_TORCH[0]}.{_TORCH[1]} or newer, or save the "
+            "weights as safetensors"
+        )
     try:
         content = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -277,8 +361,11 @@ def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
     arrays = {}
     for name, tensor in content.items():
         try:
-            exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            arrays[name] = exact.detach().numpy()
+            tensor = tensor.detach()
+            if tensor.dtype == torch.bfloat16:  # For torch, NumPy has no such type.
+                arrays[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            else:
+                arrays[name] = tensor.numpy()
         except (TypeError, RuntimeError) as error:
             raise ConversionError(
                 f"{path}: {name} is no array of numbers that NumPy has ({one_line(error)}); "

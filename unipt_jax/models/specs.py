@@ -55,14 +55,15 @@ def from_dict(values: Mapping[str, Any]) -> Part:
             this library wrote it.
         ConfigError: values do not fit together.
     """
-    cls = KINDS.get(values.get("kind"))
+    kind = values.get("kind")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise CheckpointError(f"unknown kind of model {values.get('kind')!r}")
+        raise CheckpointError(f"unknown kind of model {kind!r:.50}")
     fields = {item.name for item in dataclasses.fields(cls)}
     have = set(values) - {"kind"}
     if have != fields:
         raise CheckpointError(
-            f"model of kind {values['kind']!r} has other fields than this version of unipt_jax: "
+            f"model of kind {kind!r} has other fields than this version of unipt_jax: "
             f"unknown {sorted(have - fields)}, missing {sorted(fields - have)}"
         )
     return cls(

@@ -62,8 +62,7 @@ def read(
     words = None
     if not isinstance(text, VisionSpec):
         words = _tokenizer(tokenizer or str(foreign.directory), text, source)
-    fingerprint = words.fingerprint if words else ""
-    model = model_file.ModelFile(spec, "float32", foreign.text_length, fingerprint)
+    model = model_file.ModelFile(spec, "float32", foreign.text_length)
     return Converted(model, params, words)
 
 
@@ -85,9 +84,7 @@ def convert(config: schema.Convert, workdir: epath.PathLike, resume: bool) -> No
     with Checkpoints.open(workdir, keep=1) as checkpoints:
         if checkpoints.latest_step() is None:
             converted = _read(config)
-            if converted.tokenizer:
-                converted.tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
-            converted.model.write(workdir)
+            converted.model.write(workdir, converted.tokenizer)
             params = jax.tree.map(jnp.asarray, converted.params)
             checkpoints.save_params(params, config=schema.to_dict(config))
             print(f"{trees.count_parameters(params):,} parameters of {config.source}")

@@ -21,7 +21,6 @@ from unipt_jax.models.dual_encoder import DualEncoderSpec
 from unipt_jax.models.positions import resize_positions
 from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import model_file
-from unipt_jax.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +44,20 @@ def read(name: str) -> Source:
     """Reads a run, a conversion or foreign weights.
 
     Raises:
-        CheckpointError: the run holds no complete checkpoint.
+        CheckpointError: the run holds no complete checkpoint, or not of what its `model.json` says.
         ConversionError: the foreign weights cannot be read.
         DataError: the tokenizer beside the weights is damaged.
     """
     if model_file.exists(name):
-        with Checkpoints.open_read_only(name) as checkpoints:
-            spec = model_file.read(name).spec
-            params = jax.device_get(checkpoints.restore_params())
-        directory = epath.Path(name) / model_file.TOKENIZER_DIRECTORY
+        spec = model_file.read(name).spec
+        params = jax.device_get(model_file.params(name, spec))
+        beside = epath.Path(name) / model_file.TOKENIZER_DIRECTORY
+        tokenizer = model_file.tokenizer(name) if tokenization.is_in(beside) else None
     else:
         # BertModel is BERT without its MLM head.
         foreign = huggingface.load(name, allow_missing=("mlm_head",))
-        spec, params, directory = foreign.spec, foreign.params, foreign.directory
-    tokenizer = tokenization.load(str(directory)) if tokenization.is_in(directory) else None
+        spec, params, beside = foreign.spec, foreign.params, foreign.directory
+        tokenizer = tokenization.load(str(beside)) if tokenization.is_in(beside) else None
     return Source(spec, params, tokenizer.vocabulary if tokenizer else None)
 
 
@@ -213,7 +212,17 @@ def _adopt(wanted: Any, source: Any, side: str, field: str, origin: str) -> Any:
             f"{field}={origin!r} does not fit model.{side}: it has {'; '.join(differences)}; "
             "name other weights or another variant"
         )
-    return dataclasses.replace(wanted, **{name: getattr(source, name) for name in theirs})
+    adopted = dataclasses.replace(wanted, **{name: getattr(source, name) for name in theirs})
+    told = [
+        f"{name} {getattr(adopted, name)!r} of the weights, not {getattr(wanted, name)!r}"
+        for name in theirs
+        if getattr(adopted, name) != getattr(wanted, name)
+    ]
+    if side == "image" and source.image_size != wanted.image_size:
+        told.append(f"positions resized from image_size {source.image_size} to {wanted.image_size}")
+    if told:
+        log.info("%s=%r: %s", field, origin, "; ".join(told))
+    return adopted
 
 
 def _require_vocabulary(

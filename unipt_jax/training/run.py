@@ -375,10 +375,8 @@ def train(config: schema.Train, workdir: epath.PathLike, resume: bool) -> None:
             _require_same_data(data, parts.data_identity, workdir)
             log.info("resumed %s at step %d", workdir, int(train_state.step))
         if distributed.is_first():
-            parts.tokenizer.save(workdir / model_file.TOKENIZER_DIRECTORY)
-            model_file.ModelFile(
-                parts.spec, config.dtype, config.text.length, parts.tokenizer.fingerprint
-            ).write(workdir)
+            described = model_file.ModelFile(parts.spec, config.dtype, config.text.length)
+            described.write(workdir, parts.tokenizer)
         with distributed.together():
             name = config.tracker if distributed.is_first() else "none"
             tracker = trackers.start(name, workdir, schema.to_dict(config))
