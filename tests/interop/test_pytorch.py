@@ -30,7 +30,7 @@ from unipt_jax.models.pgu import PguSpec
 from unipt_jax.models.token_selection import TokenSelectionSpec
 from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training.checkpoints import Checkpoints
-from unipt_jax.training.model_file import TOKENIZER_DIRECTORY, ModelFile
+from unipt_jax.training.model_file import ModelFile
 from unipt_jax.training.state import TrainState
 
 LENGTH, END = 12, 3
