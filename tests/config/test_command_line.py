@@ -337,6 +337,17 @@ def test_resume_with_other_values_is_refused(call):
     assert len(errors) == 1 and "seed: 1 before, 2 now" in errors[0]
 
 
+@pytest.mark.parametrize("content", ["[]", "7", '{"stage": ["pretrain"]}', '{"stage": "pretrain"}'])
+def test_a_configuration_that_no_run_wrote_is_not_resumed_with(call, tmp_path, content):
+    """Of any shape, for a dry run too, which claims nothing; the file is named."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    for flags in (["--resume"], ["--resume", "--config.dry_run"]):
+        code, _, errors, given = call(*flags)
+        assert (code, given) == (2, [])
+        assert str(tmp_path / "run") in errors[-1] and errors[-1].startswith("error: ")
+
+
 def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):
     """A cluster passes --resume always, the first time too."""
     code, _, _, _ = call("--config.seed=5", "--resume")

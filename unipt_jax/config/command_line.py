@@ -245,11 +245,10 @@ def _print_fields(spec: str | None, overrides: Mapping[str, str | bool]) -> None
 def _stage(spec: str, overrides: Mapping[str, str | bool]) -> tuple[dict[str, Any], type]:
     """Returns the values of a configuration that need not be complete, and its schema."""
     values = load.read(spec, overrides)
-    stage = values.get("stage")
-    if stage not in schema.STAGES:
-        path, _ = load.split_spec(spec)
-        raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
-    return values, schema.STAGES[stage]
+    try:
+        return values, schema.stage_of(values)
+    except ConfigError as error:
+        raise ConfigError(f"{load.split_spec(spec)[0]}: {error}") from None
 
 
 def _require_other_inputs(config: Any, workdir: str) -> None:
@@ -293,7 +292,13 @@ def _require_same_config(config: Any, workdir: epath.Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    differences = schema.resume_differences(schema.build(read_json(path)), config)
+    try:
+        before = schema.build(read_json(path))
+    except ConfigError as error:
+        raise ConfigError(
+            f"--resume: {path} is no configuration of this version: {error}"
+        ) from None
+    differences = schema.resume_differences(before, config)
     if differences:
         raise ConfigError(
             f"--resume: {path} differs from this configuration in {'; '.join(differences)}; "
