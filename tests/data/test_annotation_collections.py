@@ -220,7 +220,7 @@ def test_files_may_be_named(tmp_path, dataset):
 @each_json_layout
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("[]", "empty list|JSON list"), ("{}", "JSON dict|empty object"), ("3", "JSON int"),
+    [("[]", "empty list|JSON list"), ("{}", "JSON object|empty object"), ("3", "JSON int"),
      ("null", "JSON NoneType"), ("[1,]", "not JSON at line 1"), ("", "not JSON at line 1")],
 )  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, dataset, content, said):

@@ -278,7 +278,7 @@ def test_files_of_single_splits_are_named(tmp_path):
     ("content", "said"),
     [
         (b"\xef\xbb\xbf[]", "empty list"),
-        (b"{}", "JSON dict"),
+        (b"{}", "JSON object"),
         (b"3", "JSON int"),
         (b"[{]", "line 1, column 3"),
         (b"", "line 1, column 1"),

@@ -1,11 +1,30 @@
 """The errors a user can mend; raised where the fact is known, caught once, by the command line."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
+
+
+def printable(text: str) -> str:
+    """Returns a text that any terminal and page can show: file names hold whatever bytes."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    if whole.isprintable():
+        return whole
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in whole
+    )
 
 
 class UserError(Exception):
-    """Base of every error whose message alone tells the user what to do (exit code 2)."""
+    """Base of every error whose message alone tells the user what to do (exit code 2).
+
+    The message becomes one printable line, whatever the names and texts hold that it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(_LINE_BREAK.sub(" ", message)))
 
 
 class ConfigError(UserError):

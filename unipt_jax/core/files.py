@@ -3,8 +3,9 @@
 import json
 import os
 import re
+import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from etils import epath
@@ -19,6 +20,11 @@ _ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 def is_remote(path: epath.PathLike) -> bool:
     """Tells whether a path names something in an object store, as `gs://bucket/run` does."""
     return "://" in os.fspath(path)
+
+
+def is_file(path: epath.PathLike) -> bool:
+    """Tells whether a path names a file, with an end: what epath takes for one may be a pipe."""
+    return epath.Path(path).is_file() if is_remote(path) else os.path.isfile(path)
 
 
 def require_reachable(path: epath.PathLike) -> None:
@@ -96,17 +102,25 @@ def append_json_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
             file.write(content)
 
 
-def read_json(path: epath.PathLike) -> Any:
+def read_json(
+    path: epath.PathLike, make: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
     """Reads UTF-8 JSON, with or without a byte-order mark.
 
+    Args:
+        path: the file.
+        make: makes each object's value of its names and values, in order; None: a dict, in which
+            the last of several values of a name counts.
+
     Raises:
-        DataError: the file cannot be read, is not UTF-8 (named with the byte offset) or is not
-            JSON (named with line and column).
+        DataError: the file cannot be read, is not UTF-8 (named with the byte offset), is not JSON
+            (named with line and column), or holds what no reader should need to take.
     """
     path = epath.Path(path)
     try:
+        content = path.read_bytes()
         # Not "utf-8-sig", whose errors count the bytes after the mark.
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -115,12 +129,20 @@ def read_json(path: epath.PathLike) -> Any:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from None
+    if (byte := content.find(0)) >= 0:  # JSON itself holds none.
+        raise DataError(f"{path}: byte {byte} is NUL, as in UTF-16; save the file as UTF-8")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=make)
     except json.JSONDecodeError as error:
+        lines = "; a file holds one value, not one a line" if error.msg == "Extra data" else ""
         raise DataError(
-            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}{lines}"
         ) from None
+    except RecursionError:
+        raise DataError(f"{path}: lists and objects are nested too deeply; mend it") from None
+    except ValueError:
+        limit = sys.get_int_max_str_digits()
+        raise DataError(f"{path}: a number has more than {limit} digits; mend it") from None
 
 
 def is_run(directory: epath.PathLike) -> bool:

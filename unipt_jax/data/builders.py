@@ -45,7 +45,7 @@ from etils import epath
 from jaxtyping import Int32, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
-from unipt_jax.core.errors import DataError, nearest
+from unipt_jax.core.errors import DataError, nearest, printable
 from unipt_jax.core.files import (
     absolute,
     is_remote,
@@ -77,6 +77,7 @@ _ARRAY_RECORD = "group_size:1,uncompressed"
 _CHECKED_AT_ONCE = 1024
 _TFDS_INFO = "dataset_info.json"
 _PIXELS = ".pixels"
+_COUNTED = ("images", "captions", "identities")
 _TOKENS, _TOKEN = "tokens-{}.bin", np.dtype("<i4")
 
 # The shard to write, if any, and the records that belong to it.
@@ -374,10 +375,11 @@ def write_splits(
 
 
 def _describe(faults: Sequence[Problem], listing: epath.Path) -> str:
+    """Returns one printable line on the faults."""
     first = faults[0]
     missing = missing_by_folder(faults)
     folders = ", ".join(f"{folder} {count}" for folder, count in missing.items())
-    return (
+    return printable(
         f"{len(faults)} fault(s) in {len({fault.record for fault in faults})} record(s)"
         + (f" (missing images: {folders})" if missing else "")
         + f"; first: record {first.record}{f' of {first.file}' if first.file else ''}"
@@ -607,11 +609,37 @@ class _Index:
 # ---------------------------------------------------------------------------- reading
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_counts(value: Any, names: Iterable[str] = ()) -> bool:
+    return (
+        isinstance(value, dict) and set(names) <= set(value) and all(map(_is_count, value.values()))
+    )
+
+
+# Of what readers take from the manifest, what it must be.
+_MANIFEST: Mapping[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "splits": lambda value: (
+        isinstance(value, dict) and all(_is_counts(each, _COUNTED) for each in value.values())
+    ),
+    "pixels": lambda value: (
+        value is None
+        or (isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))
+    ),
+    "tokenizer_fingerprint": lambda value: isinstance(value, str),
+    "quarantined": _is_count,
+    "notices": _is_counts,
+}
+
+
 def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
     """Returns the manifest of a prepared data set.
 
     Raises:
-        DataError: the directory cannot be reached, holds none, or one of another format.
+        DataError: the directory cannot be reached, holds none, or one of another format or damaged.
     """
     directory = epath.Path(directory)
     require_reachable(directory)
@@ -628,6 +656,9 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
         raise DataError(
             f"{directory / MANIFEST}: format {found!r}, this version reads {FORMAT}; prepare again"
         )
+    wrong = [name for name, is_right in _MANIFEST.items() if not is_right(manifest.get(name))]
+    if wrong:
+        raise _damaged(directory, f"{MANIFEST} lacks a valid {wrong[0]!r}")
     return manifest
 
 
@@ -854,7 +885,11 @@ def read_identities(directory: epath.PathLike, split: str) -> list[str]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    return read_json(epath.Path(directory) / f"identities-{split}.json")
+    path = epath.Path(directory) / f"identities-{split}.json"
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged(path.parent, f"{path.name} is no list of names")
+    return names
 
 
 def _open_images(directory: epath.Path, split: str, size: tuple[int, int] | None) -> Images:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from unipt_jax.captioning.sources import SUFFIXES
 from unipt_jax.config import schema
-from unipt_jax.core.errors import ConfigError, DataError, UserError
+from unipt_jax.core.errors import ConfigError, DataError, UserError, printable
 from unipt_jax.data import images
 from unipt_jax.search.gallery import Gallery, Hit
-from unipt_jax.search.terminal import fitted, printable
+from unipt_jax.search.terminal import fitted
 
 EXAMPLES = (
     "a woman with long dark hair in a red jacket and jeans",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unipt_jax.core.errors import DataError
+from unipt_jax.core.errors import DataError, printable
 from unipt_jax.core.files import write_bytes
 from unipt_jax.search.gallery import Gallery, Hit
 
@@ -66,14 +66,6 @@ def sheet(pictures: Sequence[np.ndarray], scores: Sequence[float]) -> Image.Imag
         made.paste(picture, (left + (width - picture.width) // 2, top))
         draw.text((left, top + height + 2), f"{at + 1}  {score:.3f}", "black", font)
     return made
-
-
-def printable(text: str) -> str:
-    """Returns a text that any terminal and page can show: file names hold whatever bytes."""
-    whole = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in whole
-    )
 
 
 def fitted(image: np.ndarray, width: int, height: int) -> Image.Image:

@@ -123,7 +123,8 @@ def train(
 
 def _read_bad_records(path: epath.Path) -> dict[int, dict[str, Any]]:
     """Returns the rows of the quarantine file by their records."""
-    rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    # As bytes: a text would also be parted at U+2028 and the like, which paths may hold.
+    rows = map(json.loads, path.read_bytes().splitlines() if path.exists() else [])
     return {row["pair"]: row for row in rows}
 
 

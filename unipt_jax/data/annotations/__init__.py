@@ -25,7 +25,9 @@ without a byte-order mark; fields that are not named here are not read.
 Rules that hold for all of them:
 
 * `split` is one of `SPLIT_ALIASES`, in any case; anything else is a fault.
-* An identity's name is its text: 2 and "2" are one person, "0002" is another.
+* No object names a field twice, since JSON does not say which of them counts.
+* An identity's name is its text: 2 and "2" are one person, "0002" is another. It does not begin
+  with "image:", as the names of images without an identity do.
 * An identity belongs to one split. Where it is in several, its records of the split that comes
   first among test, val, train stay and the others are faulty.
 * An image belongs to one identity. Listed again with the same one, its captions are joined.
@@ -45,6 +47,7 @@ from unipt_jax.data.annotations import arrow, entries, files, relations
 from unipt_jax.data.annotations.layouts import LAYOUTS, SPLIT_ALIASES, Layout
 from unipt_jax.data.annotations.records import (
     BACKSLASHES,
+    BROKEN_CAPTION,
     CJK_CAPTION,
     EMPTY_IMAGE,
     JOINED_IMAGE,
@@ -61,6 +64,7 @@ from unipt_jax.data.annotations.records import (
 
 __all__ = [
     "BACKSLASHES",
+    "BROKEN_CAPTION",
     "CJK_CAPTION",
     "EMPTY_IMAGE",
     "JOINED_IMAGE",

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from unipt_jax.core.errors import DataError
+from unipt_jax.data.annotations.records import listed
 
 # Each column's names; all but the last must be there.
 _COLUMNS = {
@@ -82,7 +83,7 @@ def _open(file: epath.Path) -> Any:
         if len(found) > 1 or (not found and column != "split"):
             raise DataError(
                 f"{file} has {'several columns' if found else 'no column'} "
-                f"{' or '.join(map(repr, names))} (columns found: {', '.join(present) or 'none'})"
+                f"{' or '.join(map(repr, names))} (columns found: {listed(present)})"
             )
         if found:
             chosen[column] = table.column(found[0])

@@ -6,10 +6,18 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from unipt_jax.core.errors import DataError
-from unipt_jax.core.files import read_json
+from unipt_jax.core.files import is_file, read_json
 from unipt_jax.data.annotations import arrow
 from unipt_jax.data.annotations.layouts import Layout
-from unipt_jax.data.annotations.records import natural_order
+from unipt_jax.data.annotations.records import listed, natural_order
+
+
+class Repeated(dict):
+    """An object that names something more than once; `pairs` holds all its names and values."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
 
 
 class Row(NamedTuple):
@@ -61,10 +69,10 @@ def rows(layout: Layout, source: epath.Path, files: Sequence[epath.Path]) -> Ite
 
 
 def _matches(source: epath.Path, pattern: str) -> list[epath.Path]:
-    if (source / pattern).is_file():
+    if is_file(source / pattern):
         return [source / pattern]
     try:
-        files = [path for path in source.glob(pattern) if path.is_file()]
+        files = list(filter(is_file, source.glob(pattern)))
     except (NotImplementedError, ValueError):  # An absolute or a malformed pattern.
         return []
     return sorted(files, key=lambda path: natural_order(str(path)))
@@ -72,7 +80,7 @@ def _matches(source: epath.Path, pattern: str) -> list[epath.Path]:
 
 def _not_found(layout: Layout, source: epath.Path, patterns: Sequence[str]) -> DataError:
     suffix = ".arrow" if layout.form == "arrow" else ".json"
-    present = sorted(path.name for path in source.glob(f"*{suffix}")) or [f"no {suffix} file"]
+    present = sorted(path.name for path in source.glob(f"*{suffix}") if is_file(path))
     hint = "Name the file with --config.annotations=FILE"
     if "split" in layout.required:
         hint += (
@@ -80,33 +88,39 @@ def _not_found(layout: Layout, source: epath.Path, patterns: Sequence[str]) -> D
             '"split": "train", "val" or "test"'
         )
     return DataError(
-        f"{source} has no {' or '.join(patterns)}; it holds {', '.join(present)}. {hint}"
+        f"{source} has no {' or '.join(patterns)}; it holds "
+        f"{listed(present) if present else f'no {suffix} file'}. {hint}"
     )
 
 
 def _entries(layout: Layout, file: epath.Path) -> Iterable[Any]:
-    content = read_json(file)
+    content = read_json(file, _make_object)
     wanted, each = {
         "list": (list, "a list of records, one an image"),
         "object": (dict, "an object of image paths, each with its caption"),
     }[layout.form]
     if not isinstance(content, wanted) or not content:
-        found = (
-            f"an empty {layout.form}" if content == wanted() else f"a JSON {type(content).__name__}"
-        )
+        kind = "object" if isinstance(content, dict) else type(content).__name__
+        found = f"an empty {layout.form}" if content == wanted() else f"a JSON {kind}"
         raise DataError(f"{file} is {found}; it must be {each}")
     if layout.form == "object":
-        return ({"image": path, "caption": caption} for path, caption in content.items())
+        pairs = content.pairs if isinstance(content, Repeated) else content.items()
+        return ({"image": path, "caption": caption} for path, caption in pairs)
     if "split" in layout.required:
         _require_splits(content, layout, file)
     return content
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else Repeated(pairs)
 
 
 def _require_splits(entries: list[Any], layout: Layout, file: epath.Path) -> None:
     fields = sorted({name for row in entries if isinstance(row, dict) for name in row})
     if "split" not in fields:
         raise DataError(
-            f"{file}: no record has the field 'split' (fields found: {', '.join(fields)}). Take "
+            f"{file}: no record has the field 'split' (fields found: {listed(fields)}). Take "
             f"the published file with splits ({layout.files[0]}), or add "
             '"split": "train", "val" or "test" to each record'
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -13,6 +13,7 @@ MISSING_IMAGE = "image file is missing"
 EMPTY_IMAGE = "image column is null or holds no bytes"
 OTHER_IMAGE = "image_id is that of an earlier record with other bytes; give each image its own"
 BACKSLASHES = "backslashes in the image path were read as slashes"
+BROKEN_CAPTION = "caption holds control characters or U+FFFD, as a wrong encoding leaves them"
 CJK_CAPTION = "caption holds CJK or full-width characters"
 LITERAL_CAPTION = "caption holds the text of a Python list"
 SHARED_CAPTION = "caption also describes another identity"
@@ -74,7 +75,19 @@ def missing_by_folder(problems: Iterable[Problem]) -> dict[str, int]:
     return dict(sorted(Counter(folders).items()))
 
 
-def natural_order(text: str) -> tuple[list[tuple[int, int | str]], str]:
+def natural_order(text: str) -> tuple[list[tuple[int | str, ...]], str]:
     """Returns a sort key by which "id/2" comes before "id/10"; distinct texts never tie."""
     pieces = re.split(r"([0-9]+)", text)
-    return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces], text
+    return [(0, *_size(piece)) if piece.isdecimal() else (1, piece) for piece in pieces], text
+
+
+def _size(digits: str) -> tuple[int, str]:
+    """Returns what sorts as the number does, of which `int` reads a few thousand digits alone."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns names for a message: the first twenty, shortened, and how many more there are."""
+    first = ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in names[:20])
+    return (first or "none") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
