@@ -30,4 +30,4 @@ def run(config: schema.Caption, workdir: epath.Path, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    command_line.main(run, __doc__, check=check, remote=False)
+    command_line.main(run, __doc__, takes=schema.Caption, check=check, remote=False)

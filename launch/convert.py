@@ -3,8 +3,10 @@
 python launch/convert.py --config=configs/convert.py --config.source=HF_DIR_OR_NAME --workdir=DIR
 """
 
-from unipt_jax.config import command_line
+from unipt_jax.config import command_line, schema
 from unipt_jax.training import conversion
 
 if __name__ == "__main__":
-    command_line.main(conversion.convert, __doc__, check=conversion.check, alone=True)
+    command_line.main(
+        conversion.convert, __doc__, takes=schema.Convert, check=conversion.check, alone=True
+    )

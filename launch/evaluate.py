@@ -48,4 +48,4 @@ def run(config: schema.Evaluate, workdir: epath.Path, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__, check=check)
+    main(run, __doc__, takes=schema.Evaluate, check=check)

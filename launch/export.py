@@ -49,4 +49,4 @@ def run(config: schema.Export, workdir: epath.Path, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__, check=check, alone=True)
+    main(run, __doc__, takes=schema.Export, check=check, alone=True)

@@ -56,4 +56,4 @@ def run(config: schema.Prepare, workdir: epath.Path, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    command_line.main(run, doc=__doc__, check=check, alone=True, remote=False)
+    command_line.main(run, __doc__, takes=schema.Prepare, check=check, alone=True, remote=False)

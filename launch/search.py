@@ -41,4 +41,12 @@ def run(config: schema.Search, workdir: epath.Path | None, resume: bool) -> None
 
 
 if __name__ == "__main__":
-    main(run, __doc__, check=app.check, alone=True, remote=False, claims=False)
+    main(
+        run,
+        __doc__,
+        takes=schema.Search,
+        check=app.check,
+        alone=True,
+        remote=False,
+        claims=False,
+    )

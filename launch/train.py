@@ -5,8 +5,8 @@ python launch/train.py --config=configs/finetune.py:cuhk_pedes --config.data=DIR
   --workdir=DIR
 """
 
-from unipt_jax.config import command_line
+from unipt_jax.config import command_line, schema
 from unipt_jax.training import run
 
 if __name__ == "__main__":
-    command_line.main(run.train, __doc__, check=run.check)
+    command_line.main(run.train, __doc__, takes=schema.Train, check=run.check)

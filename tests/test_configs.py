@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import runpy
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,30 @@ def weights(made):
 
 
 # ---------------------------------------------------------------------------- every variant
+
+
+SCRIPTS = {
+    "train": {"pretrain", "finetune"},
+    **{name: {name} for name in set(NEEDED) - {"pretrain", "finetune"}},
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_refuses_the_configurations_of_the_others(script, monkeypatch, capsys):
+    """Whatever the fields, to run it or to see them; the script that it is for is named."""
+    for path in FILES:
+        if path.stem in SCRIPTS[script]:
+            continue
+        (right,) = (name for name, stages in SCRIPTS.items() if path.stem in stages)
+        for flags in (["--workdir=x"], ["--workdir=x", "--config.clip=x"], ["--help"]):
+            arguments = [f"launch/{script}.py", f"--config={path}", *flags]
+            monkeypatch.setattr("sys.argv", arguments)
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(arguments[0], run_name="__main__")
+            (said,) = capsys.readouterr().err.splitlines()
+            assert ended.value.code == 2
+            assert said.startswith(f"error: --config={path} is for launch/{right}.py; this script")
+            assert {name for name in NEEDED if repr(name) in said} == SCRIPTS[script]
 
 
 def test_every_stage_has_a_file():

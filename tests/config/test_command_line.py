@@ -309,7 +309,7 @@ def test_overwrite_writes_the_new_configuration(call, tmp_path):
     (tmp_path / "run" / "old").touch()
     code, _, _, [(config, _, resume)] = call("--config.seed=2", "--overwrite")
     assert (code, config.seed, resume) == (0, 2, False)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.json"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
 
 

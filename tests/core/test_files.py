@@ -1,8 +1,11 @@
 """Files are whole or absent, and nobody's directory is lost."""
 
+import contextlib
+import errno
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -198,6 +201,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         files.read_json(tmp_path / "folder.json")
 
 
+def claim(path, **flags):
+    """Claims a directory, and lets go of it."""
+    with files.claim_workdir(path, **flags) as claimed:
+        return claimed
+
+
+def shown(path):
+    """What lies in a directory, but for the lock's file, which stays."""
+    return sorted(name for name in os.listdir(path) if name != files.LOCK_FILE)
+
+
 def make_workdir(path, state):
     """Makes one of the states a directory can be in."""
     if state != "missing":
@@ -215,9 +229,9 @@ def make_workdir(path, state):
 def test_an_unused_directory_is_always_taken(tmp_path, state, flags):
     path = tmp_path / "run"
     make_workdir(path, state)
-    assert os.fspath(files.claim_workdir(path, **flags)) == str(path)
+    assert os.fspath(claim(path, **flags)) == str(path)
     assert path.is_dir()
-    assert os.listdir(path) == []
+    assert shown(path) == []
 
 
 @pytest.mark.parametrize(
@@ -236,22 +250,22 @@ def test_a_directory_in_use_is_refused_untouched(tmp_path, state, flags, message
     make_workdir(path, state)
     before = sorted(os.listdir(path))
     with pytest.raises(ConfigError, match=message):
-        files.claim_workdir(path, **flags)
-    assert sorted(os.listdir(path)) == before
+        claim(path, **flags)
+    assert shown(path) == before
     assert (path / "precious.txt").read_text() == "kept"
     assert (path / "sub" / "file").read_text() == "kept"
 
 
 def test_a_run_is_resumed_with_all_its_files(tmp_path):
     make_workdir(tmp_path / "run", "run")
-    files.claim_workdir(tmp_path / "run", resume=True)
-    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "precious.txt", "sub"]
+    claim(tmp_path / "run", resume=True)
+    assert shown(tmp_path / "run") == ["config.json", "precious.txt", "sub"]
 
 
 def test_a_run_is_overwritten_with_none_of_its_files(tmp_path):
     make_workdir(tmp_path / "run", "run")
-    files.claim_workdir(tmp_path / "run", overwrite=True)
-    assert os.listdir(tmp_path / "run") == []
+    claim(tmp_path / "run", overwrite=True)
+    assert shown(tmp_path / "run") == []
 
 
 def test_overwriting_follows_no_link(tmp_path):
@@ -261,9 +275,9 @@ def test_overwriting_follows_no_link(tmp_path):
     make_workdir(disk, "run")
     (disk / "data").symlink_to(data)
     (tmp_path / "link").symlink_to(disk)
-    files.claim_workdir(tmp_path / "link", overwrite=True)
-    assert os.listdir(disk) == []
-    assert sorted(os.listdir(data)) == ["precious.txt", "sub"]
+    claim(tmp_path / "link", overwrite=True)
+    assert shown(disk) == []
+    assert shown(data) == ["precious.txt", "sub"]
     assert (data / "sub" / "file").read_text() == "kept"
 
 
@@ -275,17 +289,17 @@ def test_an_interrupted_overwrite_can_be_repeated(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
         patch.setattr(type(epath.Path(tmp_path)), "rmtree", interrupt)
-        files.claim_workdir(tmp_path / "run", overwrite=True)
-    files.claim_workdir(tmp_path / "run", overwrite=True)
-    assert os.listdir(tmp_path / "run") == []
+        claim(tmp_path / "run", overwrite=True)
+    claim(tmp_path / "run", overwrite=True)
+    assert shown(tmp_path / "run") == []
 
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(ConfigError, match="is a file"):
-        files.claim_workdir(tmp_path / "file", overwrite=True)
+        claim(tmp_path / "file", overwrite=True)
     with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
-        files.claim_workdir(tmp_path / "file" / "below")
+        claim(tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -296,7 +310,7 @@ def test_models_of_others_are_no_runs(tmp_path, content, flag):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(ConfigError, match="not a run's directory; it was left untouched"):
-        files.claim_workdir(tmp_path, **{flag: True})
+        claim(tmp_path, **{flag: True})
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -320,4 +334,82 @@ def test_what_killed_writers_left_aside_goes_away(tmp_path):
 
 def test_a_run_killed_while_it_began_does_not_block_its_directory(tmp_path):
     (tmp_path / ".config.json.17-0a1b2c3d.tmp").write_bytes(b"{")
-    assert files.claim_workdir(tmp_path) == tmp_path
+    assert claim(tmp_path) == tmp_path
+
+
+HOLDER = """
+import os, sys, time
+from unipt_jax.core.files import claim_workdir
+
+with claim_workdir(sys.argv[1], resume=True) as workdir:
+    (workdir / "config.json").write_text('{"stage": "prepare"}')
+    if os.fork():
+        print(os.getpid(), flush=True)
+    time.sleep(5)
+"""
+
+
+def test_a_directory_is_one_run_s_at_a_time_and_free_once_that_is_killed(tmp_path):
+    """The holder is named, nothing is removed meanwhile, and no kill leaves a lock behind (P38)."""
+    path = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        number = holder.stdout.readline().strip()
+        for flags in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ConfigError, match=rf"run is being written by process {number} on "):
+                claim(path, **flags)
+        with pytest.raises(ConfigError, match="is not empty"):
+            claim(path)
+        assert (path / "config.json").exists()
+        holder.kill()
+    claim(path, resume=True)
+    claim(path, overwrite=True)
+    assert shown(path) == []
+
+
+def test_of_two_that_find_a_directory_empty_one_gets_it(tmp_path, monkeypatch):
+    """The other has begun and ended while this one waited for the lock."""
+    real = files._lock
+
+    def late(directory):
+        with real(directory):
+            files.write_json(directory / "config.json", {"stage": "prepare"})
+        return real(directory)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with pytest.raises(ConfigError, match="is not empty; pass --resume"):
+        claim(tmp_path / "run")
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    claim(tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path} cannot be locked (No locks available): let no other run write there"
+    ]
+
+
+@pytest.mark.parametrize("write", [files.write_json, files.append_json_lines])
+def test_a_full_disk_says_which_file(tmp_path, write):
+    """The system tells it where a file is opened, and not where it grows."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"old\n")
+    with limited(16), pytest.raises(OSError, match="too large") as caught:
+        write(path, ["a value that is longer than that"])
+    assert caught.value.filename == str(path)
+    assert path.read_bytes().startswith(b"old\n") and shown(tmp_path) == ["x.jsonl"]
+
+
+@contextlib.contextmanager
+def limited(size):
+    """Lets no file of this process grow beyond `size` bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

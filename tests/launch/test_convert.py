@@ -30,6 +30,7 @@ def test_a_directory_becomes_a_checkpoint(source, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout and str(workdir) in done.stdout
     assert {path.name for path in workdir.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.json",
         "model.json",

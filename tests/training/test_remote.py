@@ -79,14 +79,17 @@ def test_model_tokenizer_and_curve_come_back(bucket):
 
 def test_a_work_directory_is_claimed_kept_and_emptied(bucket):
     config = {"stage": "pretrain"}
-    files.write_json(files.claim_workdir(RUN) / files.CONFIG_FILE, config)
+    with files.claim_workdir(RUN) as claimed:
+        files.write_json(claimed / files.CONFIG_FILE, config)
     (bucket / "run" / "checkpoints" / "2").mkdir(parents=True)
     (bucket / "run" / "checkpoints" / "2" / "state").write_text("weights")
-    with pytest.raises(ConfigError, match="pass --resume"):
-        files.claim_workdir(RUN)
-    files.claim_workdir(RUN, resume=True)
+    with pytest.raises(ConfigError, match="pass --resume"), files.claim_workdir(RUN):
+        pass
+    with files.claim_workdir(RUN, resume=True):
+        pass
     assert {path.name for path in (bucket / "run").iterdir()} == {"config.json", "checkpoints"}
-    files.claim_workdir(RUN, overwrite=True)
+    with files.claim_workdir(RUN, overwrite=True):
+        pass
     assert not list((bucket / "run").iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -38,12 +39,15 @@ from unipt_jax.core.files import (
 
 Run = Callable[[Any, epath.Path | None, bool], None]
 
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
 
 def main(
     run: Run,
     doc: str,
     arguments: Sequence[str] | None = None,
     *,
+    takes: type = object,
     check: Callable[[Any, epath.Path | None], None] = lambda config, resumed: None,
     alone: bool = False,
     remote: bool = True,
@@ -51,7 +55,8 @@ def main(
 ) -> NoReturn:
     """Parses flags, joins other processes, calls `check`, claims the work directory, calls `run`.
 
-    `check` takes the configuration and, if a run is to go on, its work directory, else None; `run`
+    The configuration must be one that `takes` describes: another is that of another script. `check`
+    takes the configuration and, if a run is to go on, its work directory, else None; `run`
     takes the configuration, the work directory and whether to resume. Then the process exits. Where
     `alone` is set, one process does the work, and several are refused; without `remote` a work
     directory in an object store is. Without `claims` the work directory may be left out, is None
@@ -78,8 +83,8 @@ def main(
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        flags, overrides = parse(doc, given, claims=claims)
-        config = load.load(flags.config, overrides)
+        flags, overrides = parse(doc, given, claims=claims, takes=takes)
+        config = schema.build(_stage(flags.config, overrides, takes)[0])
         trains = isinstance(config, schema.Train)  # No other stage saves when it is preempted.
         dry = trains and config.dry_run
         distributed.start(flags.coordinator, flags.processes, flags.process, preemption=trains)
@@ -100,10 +105,11 @@ def main(
             check(config, workdir if flags.resume else None)
             if dry and flags.resume:
                 _require_same_config(config, workdir)
-        with distributed.together():
-            if claims and distributed.is_first() and not dry:
-                _claim(config, workdir, flags)
-        run(config, workdir, flags.resume)
+        with contextlib.ExitStack() as held:
+            with distributed.together():
+                if claims and distributed.is_first() and not dry:
+                    _claim(config, workdir, flags, held)
+            run(config, workdir, flags.resume)
     except (CheckpointError, SaveError) as error:
         code = _fail(str(error), 2 if isinstance(error, UserError) else 1)
         sys.stdout.flush()
@@ -120,17 +126,22 @@ def main(
         # A disk that is full, read-only or gone, where it is not a checkpoint that tells so.
         if isinstance(error, OSError) and error.filename:
             sys.exit(_fail(f"{error.filename}: {error.strerror}", 1))
+        if isinstance(error, OSError) and error.errno in _OF_STORAGE:  # Such as that of stdout.
+            sys.exit(_fail(error.strerror, 1))
         distributed.leave_soon(1)
         raise
     sys.exit(0)
 
 
-def _claim(config: Any, workdir: epath.Path, flags: argparse.Namespace) -> None:
-    """Makes the work directory ready, with the configuration in it."""
+def _claim(
+    config: Any, workdir: epath.Path, flags: argparse.Namespace, held: contextlib.ExitStack
+) -> None:
+    """Makes the work directory ready, with the configuration in it; it is this run's while held."""
     if flags.overwrite:
         _require_other_inputs(config, flags.workdir)
+    claim = claim_workdir(workdir, resume=flags.resume, overwrite=flags.overwrite)
     try:
-        claim_workdir(workdir, resume=flags.resume, overwrite=flags.overwrite)
+        held.enter_context(claim)
         _record_config(config, workdir)
     except OSError as error:
         why = error.strerror or error
@@ -155,7 +166,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(
-    doc: str, arguments: Sequence[str], *, claims: bool = True
+    doc: str, arguments: Sequence[str], *, claims: bool = True, takes: type = object
 ) -> tuple[argparse.Namespace, dict[str, str | bool]]:
     """Splits the arguments into flags and `--config.field=value` overrides.
 
@@ -204,7 +215,7 @@ def parse(
     flags, unknown = parser.parse_known_args(plain)
     if flags.help:
         parser.print_help()
-        _print_fields(flags.config, overrides)
+        _print_fields(flags.config, overrides, takes)
         sys.exit(0)
     if unknown:
         parser.error(f"unknown argument {unknown[0]}{_nearest_flag(unknown[0], flags)}")
@@ -223,7 +234,7 @@ def _nearest_flag(argument: str, flags: argparse.Namespace) -> str:
     fields = []
     if flags.config:
         with contextlib.suppress(ConfigError):
-            fields = [each.name for each in schema.describe(_stage(flags.config, {})[1])]
+            fields = [each.name for each in schema.describe(_stage(flags.config, {}, object)[1])]
     meant = re.sub(r"^--(conf\w*\.)?", "", name).replace("-", "_")
     for field in fields:
         if field == meant or field.endswith(f".{meant}"):
@@ -231,24 +242,38 @@ def _nearest_flag(argument: str, flags: argparse.Namespace) -> str:
     return nearest(name, [f"--{name}" for name in vars(flags)])
 
 
-def _print_fields(spec: str | None, overrides: Mapping[str, str | bool]) -> None:
+def _print_fields(spec: str | None, overrides: Mapping[str, str | bool], takes: type) -> None:
     if spec is None:
         print("\nPass --config=FILE with --help to see the fields of its stage.")
         return
-    values, stage = _stage(spec, overrides)
+    values, stage = _stage(spec, overrides, takes)
     print(f"\nfields of {load.split_spec(spec)[0]} (--config.NAME=VALUE):")
     console = Console(highlight=False)
     # No wider than reads well; rich wraps nothing that is wrapped already.
     console.print(explain.fields(stage, values, min(console.width, 100)), soft_wrap=True)
 
 
-def _stage(spec: str, overrides: Mapping[str, str | bool]) -> tuple[dict[str, Any], type]:
-    """Returns the values of a configuration that need not be complete, and its schema."""
+def _stage(
+    spec: str, overrides: Mapping[str, str | bool], takes: type
+) -> tuple[dict[str, Any], type]:
+    """Returns the values of a configuration that need not be complete, and its schema.
+
+    Raises:
+        ConfigError: it is of no stage, or of one whose schema is not what the script `takes`.
+    """
     values = load.read(spec, overrides)
+    path, _ = load.split_spec(spec)
     try:
-        return values, schema.stage_of(values)
+        described = schema.stage_of(values)
     except ConfigError as error:
-        raise ConfigError(f"{load.split_spec(spec)[0]}: {error}") from None
+        raise ConfigError(f"{path}: {error}") from None
+    if not issubclass(described, takes):
+        script = "train" if described is schema.Train else values["stage"]
+        raise ConfigError(
+            f"--config={path} is for launch/{script}.py; this script takes "
+            + " or ".join(f"stage={name!r}" for name, cls in schema.STAGES.items() if cls is takes)
+        )
+    return values, described
 
 
 def _require_other_inputs(config: Any, workdir: str) -> None:

@@ -1,18 +1,27 @@
 """Files that are whole or absent, and working directories that are never shared by accident."""
 
+import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
+import platform
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from unipt_jax.core.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
 
 _ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
@@ -60,13 +69,25 @@ def write_stream(path: epath.PathLike, content: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     try:
-        with aside.open("wb") as file:
-            for piece in content:
-                file.write(piece)
-        aside.replace(path)
+        with naming(path, aside):
+            with aside.open("wb") as file:
+                for piece in content:
+                    file.write(piece)
+            aside.replace(path)
     finally:
         if aside.exists():
             aside.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike, aside: epath.PathLike | None = None) -> Iterator[None]:
+    """Makes the errors of writing a file say which: a full disk does not, nor does `aside` help."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and error.filename != (aside and os.fspath(aside)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
 def remove_leftovers(directory: epath.PathLike) -> None:
@@ -98,7 +119,7 @@ def append_json_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
         # it for that with no more than a warning, and what it held is gone.
         path.write_bytes((path.read_bytes() if path.exists() else b"") + content)
     else:
-        with path.open("ab") as file:
+        with naming(path), path.open("ab") as file:
             file.write(content)
 
 
@@ -158,42 +179,83 @@ def is_run(directory: epath.PathLike) -> bool:
     return isinstance(config, dict) and "stage" in config
 
 
+@contextlib.contextmanager
 def claim_workdir(
     workdir: epath.PathLike, *, resume: bool = False, overwrite: bool = False
-) -> epath.Path:
-    """Makes `workdir` ready for a run and returns it.
+) -> Iterator[epath.Path]:
+    """Makes `workdir` ready for a run, yields it, and keeps other runs out of it meanwhile.
 
     An empty or missing directory is always taken. One in use is kept with `resume`, emptied with
     `overwrite` (both only if an earlier run wrote `config.json` there), and refused otherwise.
 
+    Others are kept out by a lock on `.lock`, which the system takes away with the process, however
+    that ends. Object stores have none, nor have some file systems, which are warned of.
+
     Raises:
-        ConfigError: the directory is in use, is not a run's own or cannot be made, or both flags
-            were given.
+        ConfigError: the directory is in use, by a run that is still at work or else, is not a run's
+            own or cannot be made, or both flags were given.
     """
     path = epath.Path(workdir)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; pass one of them")
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"--workdir={path} is a file; name a directory")
-    # A kill may have left nothing but a configuration half written.
-    if path.exists() and any(not _ASIDE.fullmatch(child.name) for child in path.iterdir()):
-        if not is_run(path):
-            raise ConfigError(
-                f"--workdir={path} is not empty and holds no {CONFIG_FILE} of a run, so it is not "
-                "a run's directory; it was left untouched: empty it yourself or name another"
-            )
-        if not (resume or overwrite):
-            raise ConfigError(
-                f"--workdir={path} is not empty; pass --resume to go on with the run in it, "
-                "--overwrite to replace it, or name another directory"
-            )
-        if overwrite:
-            _empty(path)
+    _require_claimable(path, resume or overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir={path} cannot be made: {error.strerror or error}") from None
-    return path
+    with contextlib.nullcontext() if is_remote(path) else _lock(path):
+        _require_claimable(path, resume or overwrite)  # Another may have come and gone meanwhile.
+        if overwrite:
+            _empty(path)
+        yield path
+
+
+def _require_claimable(path: epath.Path, again: bool) -> None:
+    """Refuses a directory with something in it, but, with `again`, that of an earlier run."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--workdir={path} is a file; name a directory")
+    # A kill may have left nothing but a configuration half written.
+    if not path.exists() or all(
+        child.name == LOCK_FILE or _ASIDE.fullmatch(child.name) for child in path.iterdir()
+    ):
+        return
+    if not is_run(path):
+        raise ConfigError(
+            f"--workdir={path} is not empty and holds no {CONFIG_FILE} of a run, so it is not "
+            "a run's directory; it was left untouched: empty it yourself or name another"
+        )
+    if not again:
+        raise ConfigError(
+            f"--workdir={path} is not empty; pass --resume to go on with the run in it, "
+            "--overwrite to replace it, or name another directory"
+        )
+
+
+@contextlib.contextmanager
+def _lock(directory: epath.Path) -> Iterator[None]:
+    """Holds the lock of a directory, in whose file the holder's name stands for those who wait."""
+    path = Path(directory) / LOCK_FILE
+    # Not emptied as it is opened: it may be another's.
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+") as file:
+        try:
+            # Not `flock`, whose lock lasts as long as any process that this one has forked.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                holder = file.read(200).strip() or "another process"
+                raise ConfigError(
+                    f"--workdir={directory} is being written by {holder}; wait until it has ended "
+                    "or end it, or name another directory"
+                ) from None
+            log.warning(
+                "%s cannot be locked (%s): let no other run write there",
+                directory,
+                error.strerror,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def _encode(value: Any, indent: int | None = None) -> bytes:
@@ -216,6 +278,8 @@ def _empty(path: epath.Path) -> None:
     """Removes what is in a run's directory, which may itself be a link; links are not followed."""
     # The file that marks the directory as a run's goes last: a killed removal can be repeated.
     for child in sorted(path.iterdir(), key=lambda child: child.name == CONFIG_FILE):
+        if child.name == LOCK_FILE:  # A new one would be another lock.
+            continue
         if child.is_dir() and not os.path.islink(child):
             child.rmtree()
         else:
