@@ -809,10 +809,10 @@ def stage_of(values: Any) -> type:
         ConfigError: they are no such values, or of no known stage.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{_shown(values)} is no group of fields")
+        raise ConfigError(f"{shown(values)} is no group of fields")
     stage = values.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
-        raise ConfigError(f"stage={_shown(stage)}{nearest(_shown(stage), STAGES)}")
+        raise ConfigError(f"stage={shown(stage)}{nearest(shown(stage), STAGES)}")
     return STAGES[stage]
 
 
@@ -862,6 +862,15 @@ def describe(cls: type, prefix: str = "") -> list[Described]:
         doc, limits = item.metadata["doc"], _limits(item.metadata)
         rows.append(Described(name, _kind_name(kind), default, doc, limits, about))
     return rows
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it is written in Python; of a long one the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # Of whole numbers with more than 4300 digits Python tells none.
+        return "(a number too long to write)"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def suggest(name: str, cls: type) -> str:
@@ -921,7 +930,7 @@ def _build(
             else:
                 fields_there = ", ".join(item.name for item in dataclasses.fields(hints[name]))
                 faults.append(
-                    f"{where} is a group of fields, not {_shown(value)}; its: {fields_there}"
+                    f"{where} is a group of fields, not {shown(value)}; its: {fields_there}"
                 )
             continue
         fits, value = _coerce(value, hints[name])
@@ -929,7 +938,7 @@ def _build(
             arguments[name] = value
             faults += _range_faults(where, value, item.metadata)
         else:
-            faults.append(f"{where}={_shown(value)} is not of type {_kind_name(hints[name])}")
+            faults.append(f"{where}={shown(value)} is not of type {_kind_name(hints[name])}")
     if len(faults) > before:
         return None
     try:
@@ -971,7 +980,7 @@ def _range_faults(where: str, value: Any, limits: Mapping[str, Any]) -> list[str
     faults = []
     for entry in value if isinstance(value, tuple) else (value,):
         if limits["choices"] and entry not in limits["choices"]:
-            faults.append(f"{where}={_shown(entry)}{nearest(entry, map(str, limits['choices']))}")
+            faults.append(f"{where}={shown(entry)}{nearest(entry, map(str, limits['choices']))}")
         computed = _as_computed(entry) if isinstance(entry, float) else entry
         for name, holds in _BOUNDS.items():
             bound = limits[name]
@@ -981,7 +990,7 @@ def _range_faults(where: str, value: Any, limits: Mapping[str, Any]) -> list[str
                 continue
             also = f", and is {computed!r} in 32 bits" if holds(entry, bound) else ""
             words = name.replace("_", " ")
-            faults.append(f"{where}={_shown(entry)} must be {words} {bound}{also}")
+            faults.append(f"{where}={shown(entry)} must be {words} {bound}{also}")
         if isinstance(entry, float) and not math.isfinite(computed):
             also = " in 32 bits" if math.isfinite(entry) else ""
             faults.append(f"{where}={entry!r} must be finite{also}")
@@ -1000,15 +1009,6 @@ def _as_computed(number: float) -> float:
     """Returns what devices make of a float: they have 32 bits, and take the least ones for 0."""
     rounded = ctypes.c_float(number).value
     return 0.0 if abs(rounded) < 2.0**-126 else rounded
-
-
-def _shown(value: Any) -> str:
-    """Returns a value as it is written in Python; of a long one the beginning."""
-    try:
-        text = repr(value)
-    except ValueError:  # Of whole numbers with more than 4300 digits Python tells none.
-        return "(a number too long to write)"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _kind_name(kind: Any) -> str:
