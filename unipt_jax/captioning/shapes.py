@@ -1,8 +1,8 @@
 """Shapes of JSON values, and what in a value departs from its shape.
 
-A shape is `str`, of one line, or `bool`, `[shape]` for a list with at least one item, `{str: shape}`
-for an object with names of one's own, `Record` for one with given names, or `AnyOf` several shapes
-that differ in the type of the value.
+A shape is `str`, of one line, or `bool`, `[shape]` for a list with at least one item, `{str:
+shape}` for an object with names of one's own, `Record` for one with given names, or `AnyOf` several
+shapes that differ in the type of the value.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from typing import Any
 
 from unipt_jax.core.errors import nearest
 
+# Controls, halves of surrogate pairs, ends of lines and of paragraphs.
+_UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _KINDS = {bool: "true or false", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -57,7 +59,7 @@ def faults_of_shape(value: Any, shape: Any, where: str = "") -> Iterator[str]:
             yield f"{place} is empty"
         for index, item in enumerate(value):
             yield from faults_of_shape(item, shape[0], f"{where}[{index}]")
-    elif isinstance(value, str) and any(map(_unwritable, value)):
+    elif isinstance(value, str) and _UNWRITABLE.intersection(map(unicodedata.category, value)):
         yield f"{place} holds a line break or another character that no caption can have: {value!r}"
 
 
@@ -65,11 +67,6 @@ def _kind(shape: Any) -> type:
     if isinstance(shape, type):
         return shape
     return list if isinstance(shape, list) else dict
-
-
-def _unwritable(letter: str) -> bool:
-    """Tells controls, ends of lines and halves of surrogate pairs."""
-    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def _below(where: str, key: str) -> str:
