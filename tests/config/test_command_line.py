@@ -1,6 +1,7 @@
 """Exit codes, one line for a mistake, and the configuration beside the results."""
 
 import errno
+import io
 import json
 
 import pytest
@@ -84,6 +85,21 @@ def test_success(call, tmp_path):
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert schema.build(written) == config
     assert (written["seed"], written["mesh"]) == (3, {"data": -1, "fsdp": 1, "tensor": 1})
+
+
+def test_what_a_terminal_cannot_show_ends_no_run(file, tmp_path, monkeypatch):
+    """A name of other bytes than UTF-8's, and letters that an ASCII terminal lacks."""
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(
+            lambda *_: print("日本 \udcff.png"),
+            DOC,
+            [f"--config={file}", f"--workdir={tmp_path / 'run'}"],
+        )
+    out.flush()
+    assert caught.value.code == 0
+    assert out.buffer.getvalue() == b"\\u65e5\\u672c \\udcff.png\n"
 
 
 def raising(error):

@@ -80,6 +80,7 @@ def cosines(found, names):
     [("global", ["global"]), ("pgu", ["pgu"]), ("concatenated", ["global", "pgu"])],
 )
 def test_figures_of_both_directions_by_each_feature(result, found, feature, names):
+    """Each by its own cosines: turned round, none would be as here (P66)."""
     both = result.summary["features"][feature]
     text, image = IDENTITIES[found.pairs // 2], IDENTITIES[found.images]
     similarity = cosines(found, names)

@@ -126,6 +126,8 @@ def lexicons(draw):
             old = node[last]
         except (KeyError, IndexError, TypeError):
             continue  # An earlier change took it away.
+        if isinstance(node, str):
+            continue
         how = draw(st.sampled_from(["text", "text", "any", "gone", "twice", "key", "around"]))
         if how == "gone":
             del node[last]

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import gc
+import io
 import logging
 import os
 import re
@@ -81,6 +82,8 @@ def main(
         logging.getLogger(name).setLevel(logging.WARNING)
     # Orbax warns of what it was asked for, such as a directory that is only read.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Of any encoding, and names hold whatever bytes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given = sys.argv[1:] if arguments is None else arguments
         flags, overrides = parse(doc, given, claims=claims, takes=takes)
