@@ -172,7 +172,8 @@ def test_a_long_listing_is_scanned_in_pieces(folder, tmp_path, monkeypatch):
 
 
 def test_resized_pixels_are_not_captioned(tmp_path):
-    manifest = {"format": builders.FORMAT, "pixels": [384, 128]}
+    manifest = {"name": "toy", "format": builders.FORMAT, "splits": {}, "pixels": [384, 128]}
+    manifest |= {"tokenizer_fingerprint": "", "quarantined": 0, "notices": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     for refuse in (sources.require_place, lambda images: sources.open_source(images, tmp_path)):
         with pytest.raises(DataError, match=r"stores pixels of 384x128.*name the folder"):

@@ -1,5 +1,7 @@
 """Errors name what is nearest to the mistake."""
 
+import pickle
+
 import pytest
 
 from unipt_jax.core import errors
@@ -28,3 +30,20 @@ def test_users_mistakes_share_one_base(name):
 
 def test_divergence_is_not_the_users_mistake():
     assert not issubclass(errors.DivergenceError, errors.UserError)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("cam/1\x1b[2J.png", "cam/1\\x1b[2J.png"),
+        ("\ud800 \udce9 \u2028 \x00", "\\ud800 \\udce9 \\u2028 \\x00"),
+        ("a library said:\r\n  no", "a library said: no"),
+        ("caf\u00e9 \u4eba \\n", "caf\u00e9 \u4eba \\n"),
+    ],
+)
+def test_a_message_is_one_printable_line(message, line):
+    """Names of files and texts of others are quoted in it, and go to a terminal (P59)."""
+    error = errors.DataError(message)
+    assert str(error) == line and line.isprintable()
+    again = pickle.loads(pickle.dumps(error))  # Workers of a preparation send theirs.
+    assert type(again) is errors.DataError and str(again) == line

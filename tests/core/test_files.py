@@ -139,7 +139,7 @@ def test_what_json_has_no_form_for_is_refused(tmp_path, value):
 
 
 def test_half_a_surrogate_pair_is_written_escaped(tmp_path):
-    """P08: captions and file names hold what UTF-8 cannot."""
+    """Captions and file names hold what UTF-8 cannot (P08)."""
     path = tmp_path / "x.jsonl"
     files.write_json_lines(path, ["人\ud83d", os.fsdecode(b"caf\xe9.jpg")])
     assert path.read_bytes() == b'"\xe4\xba\xba\\ud83d"\n"caf\\udce9.jpg"\n'
@@ -150,7 +150,7 @@ def test_half_a_surrogate_pair_is_written_escaped(tmp_path):
     "content", [b'{"a": "\xe4\xba\xba"}', b'\xef\xbb\xbf{"a": "\xe4\xba\xba"}']
 )
 def test_a_byte_order_mark_is_accepted(tmp_path, content):
-    """P58: Windows writes UTF-8 with a mark."""
+    """Windows writes UTF-8 with a mark (P58)."""
     path = tmp_path / "x.json"
     path.write_bytes(content)
     assert files.read_json(path) == {"a": "人"}
@@ -164,16 +164,64 @@ def test_a_byte_order_mark_is_accepted(tmp_path, content):
         (b'\xef\xbb\xbf["it\x92s"]', 7),
         (b'["caf\xe9"]', 5),
         (b'["\xe4\xba', 2),
+        ("[1]".encode("utf-32"), 0),
     ],
-    ids=["utf-16", "cp1252", "cp1252 after a mark", "latin-1", "cut off"],
+    ids=["utf-16", "cp1252", "cp1252 after a mark", "latin-1", "cut off", "utf-32"],
 )
 def test_other_encodings_are_named_with_the_byte(tmp_path, content, offset):
-    """P58: never the locale's encoding; the message leads to the byte."""
+    """Never the locale's encoding; the message leads to the byte (P58)."""
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
         files.read_json(path)
     assert f"x.json: byte {offset} is not UTF-8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "byte"),
+    [("[1]".encode("utf-16-le"), 1), ("[1]".encode("utf-32-be"), 0), (b"\xef\xbb\xbf[1, \0]", 7)],
+)
+def test_bytes_that_only_other_encodings_have_are_named(tmp_path, content, byte):
+    """Without a mark, UTF-16 of plain letters is UTF-8 too, with a NUL beside each (P58)."""
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"x\.json: byte {byte} is NUL, as in UTF-16; save .*UTF-8"
+    ):
+        files.read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+        (b"[" + b"9" * 5_000 + b"]", r"a number has more than \d+ digits"),
+        (b'{"a": 1}\n{"a": 2}\n', "line 2, column 1: Extra data; .* not one a line"),
+    ],
+)
+def test_json_that_python_does_not_take_is_named(tmp_path, content, said):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"x\.json: .*{said}"):
+        files.read_json(path)
+
+
+def test_objects_may_be_made_of_all_their_names(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": 1, "b": {"a": 2}, "a": 3}')
+    assert files.read_json(tmp_path / "x.json") == {"a": 3, "b": {"a": 2}}
+    assert files.read_json(tmp_path / "x.json", list) == [("a", 1), ("b", [("a", 2)]), ("a", 3)]
+
+
+def test_only_what_has_an_end_is_a_file(tmp_path):
+    """Reading from a pipe that nobody writes to would wait for ever."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    targets = {"link": "file", "to_pipe": "pipe", "zeros": "/dev/zero", "loop": "loop", "gone": "x"}
+    for name, target in targets.items():
+        (tmp_path / name).symlink_to(target)
+    names = [*os.listdir(tmp_path), ".", "file/below", "n" * 300, "a\0b", "\ud800"]
+    assert sorted(filter(lambda name: files.is_file(tmp_path / name), names)) == ["file", "link"]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_odd_captions_are_noticed(tmp_path, dataset):
              "C:\\secret.jpg", "..", "", " ", "a\0.jpg"],
 )  # fmt: skip
 def test_paths_never_leave_the_source(tmp_path, dataset, path):
-    """P59: nor where the folder of a path does not count, as in LUPerson-MLLM."""
+    """Nor where the folder of a path does not count, as in LUPerson-MLLM (P59)."""
     touch(tmp_path, "secret.jpg", "etc/secret.jpg")
     source = tmp_path / "source"
     source.mkdir()
@@ -178,7 +178,7 @@ def test_a_missing_image_is_named_and_counted_by_folder(tmp_path, dataset):
 
 @each_json_layout
 def test_backslashes_are_noticed(tmp_path, dataset):
-    """P88: written on Windows."""
+    """Written on Windows (P88)."""
     touch(tmp_path, "Part1/a.jpg")
     WRITERS[dataset](tmp_path, [("Part1\\a.jpg", "a man")])
     (record,), problems = read(dataset, tmp_path)
@@ -232,6 +232,25 @@ def test_a_damaged_file_is_named(tmp_path, dataset, content, said):
         read(dataset, tmp_path)
 
 
+@each_json_layout
+def test_encodings(tmp_path, dataset):
+    """UTF-8 with or without a mark; of others, the byte is named (P58)."""
+    touch(tmp_path, "caf\u00e9.jpg")
+    WRITERS[dataset](tmp_path, [("caf\u00e9.jpg", "a caf\u00e9 man")])
+    path = sorted(tmp_path.rglob("*.json"))[-1]
+    text = json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False)
+    path.write_bytes(text.encode())
+    plain = read(dataset, tmp_path)
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert read(dataset, tmp_path) == plain and len(plain[0]) == 1
+    first = text.index("\u00e9")
+    places = {"utf-16": 0, "utf-32": 0, "cp1252": first, "utf-16-be": 2 * first + 1}
+    for encoding, byte in places.items():
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(DataError, match=f"{path.name}: byte {byte} is not UTF-8"):
+            read(dataset, tmp_path)
+
+
 # ---------------------------------------------------------------------------- LUPerson-MLLM
 
 
@@ -279,6 +298,16 @@ def test_images_in_only_some_of_the_files_are_counted(tmp_path):
         (6, "image has captions in 1 of 4 files"),
     ]
     assert faults(problems) == []
+
+
+def test_no_caption_of_a_path_that_stands_twice_is_lost(tmp_path):
+    """JSON readers would keep the last one (P60)."""
+    touch(tmp_path, "a.jpg")
+    write_views(tmp_path, {"a.jpg": "1"}, {"a.jpg": "2"}, {"a.jpg": "3"}, {"a.jpg": "4"})
+    (tmp_path / MLLM_FILES[1]).write_text('{"a.jpg": "2", "a.jpg": "again"}')
+    (record,), problems = read("luperson_mllm", tmp_path)
+    assert record.captions == ("1", "2", "again", "3", "4")
+    assert notices(problems) == [(2, annotations.JOINED_IMAGE)] and faults(problems) == []
 
 
 @pytest.mark.parametrize(

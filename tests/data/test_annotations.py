@@ -1,9 +1,12 @@
 """Annotation layouts, their quirks, and the faults that users met."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from unipt_jax.core.errors import DataError
 from unipt_jax.data import annotations
@@ -45,7 +48,7 @@ def notices(problems: list[annotations.Problem]) -> list[tuple[int, str]]:
     ],
 )
 def test_benchmarks_are_read_under_each_known_name(tmp_path, dataset, name, path_key):
-    """P01, P09: known file names are found, and identities carry the data set's name."""
+    """Known file names are found, and identities carry the data set's name (P01, P09)."""
     row = {"split": "test", "captions": ["a man"], path_key: "cam_a/1.png", "id": 0}
     records, problems = read(dataset, prepare(tmp_path, [row], name))
     assert records == [Record("imgs/cam_a/1.png", ("a man",), f"{dataset}/0", "test", 0)]
@@ -60,7 +63,7 @@ def test_first_known_name_wins_and_another_can_be_given(tmp_path):
 
 
 def test_pairs_layout(tmp_path):
-    """P07, P112: own data needs images and captions alone, and names are opaque."""
+    """Own data needs images and captions alone, and names are opaque (P07, P112)."""
     rows = [
         {"image": "img.v2_x.jpg", "caption": "a man"},
         {"image": "a.png", "captions": ["x", "y"], "identity": 7, "split": "Test"},
@@ -84,7 +87,7 @@ def test_pairs_layout(tmp_path):
     ("identity", "name"), [(12, "12"), ("0002", "0002"), ("2", "2"), (0, "0"), (" a b ", "a b")]
 )
 def test_identities_are_opaque_text(tmp_path, identity, name):
-    """P100: numbers are not shifted, and "0002" is not 2."""
+    """Numbers are not shifted, and "0002" is not 2 (P100)."""
     records, _ = read("cuhk_pedes", prepare(tmp_path, [{**GOOD, "id": identity}]))
     assert records[0].identity == f"cuhk_pedes/{name}"
 
@@ -96,7 +99,7 @@ def test_identities_are_opaque_text(tmp_path, identity, name):
      ("restval", "train")],
 )  # fmt: skip
 def test_split_aliases(tmp_path, split, meant):
-    """P99: spellings of the three splits are understood."""
+    """Spellings of the three splits are understood (P99)."""
     records, problems = read("cuhk_pedes", prepare(tmp_path, [{**GOOD, "split": split}]))
     assert ([record.split for record in records], problems) == ([meant], [])
 
@@ -104,7 +107,7 @@ def test_split_aliases(tmp_path, split, meant):
 @pytest.mark.parametrize("split", ["", "trainval", "tset", None, 0, ["train"], {}])
 @pytest.mark.parametrize("dataset", ["cuhk_pedes", "pairs"])
 def test_unknown_split_is_a_fault_and_never_val(tmp_path, split, dataset):
-    """P99: a typing error does not land in val."""
+    """A typing error does not land in val (P99)."""
     row, name = (GOOD, "reid_raw.json") if dataset == "cuhk_pedes" else (PAIR, "pairs.json")
     records, problems = read(dataset, prepare(tmp_path, [{**row, "split": split}], name))
     assert records == []
@@ -115,10 +118,11 @@ def test_unknown_split_is_a_fault_and_never_val(tmp_path, split, dataset):
 @pytest.mark.parametrize(
     "path",
     ["../secret.png", "cam_a/../../x.png", "/etc/x.png", "C:\\x.png", "C:/x.png", "..\\x.png",
-     "\\\\host\\x.png", ".", "..", "a/.."],
+     "\\\\host\\x.png", ".", "..", "a/..", "C:x.png", "./C:/x.png",
+     "\\\\?\\C:\\x.png", "//host/x.png"],
 )  # fmt: skip
 def test_paths_never_leave_the_source(tmp_path, path):
-    """P59, P88: refused after backslashes were normalised, even where such a file exists."""
+    """Refused after backslashes were normalised, even where such a file exists (P59, P88)."""
     (tmp_path / "secret.png").touch()
     source = prepare(tmp_path / "set", [{**GOOD, "file_path": path}])
     records, problems = read("cuhk_pedes", source)
@@ -127,7 +131,9 @@ def test_paths_never_leave_the_source(tmp_path, path):
     assert record == 0 and repr(path) in what and "relative" in what
 
 
-@pytest.mark.parametrize("path", ["", "  ", 3, None, ["a"], "a\0.png", "\ud800.png"])
+@pytest.mark.parametrize(
+    "path", ["", "  ", 3, None, ["a"], "a\0.png", "\ud800.png", "\u200b", float("nan"), {}, True]
+)
 def test_malformed_paths(tmp_path, path):
     records, problems = read("cuhk_pedes", prepare(tmp_path, [{**GOOD, "file_path": path}]))
     assert records == [] and [record for record, _ in faults(problems)] == [0]
@@ -135,7 +141,7 @@ def test_malformed_paths(tmp_path, path):
 
 @pytest.mark.parametrize("path", ["cam_a\\1.png", "./cam_a//1.png", "imgs/cam_a/1.png"])
 def test_paths_are_normalised(tmp_path, path):
-    """P88: a path written on Windows is read, with a notice."""
+    """A path written on Windows is read, with a notice (P88)."""
     records, problems = read("cuhk_pedes", prepare(tmp_path, [{**GOOD, "file_path": path}]))
     assert records[0].image == "imgs/cam_a/1.png"
     assert notices(problems) == ([(0, annotations.BACKSLASHES)] if "\\" in path else [])
@@ -157,6 +163,12 @@ def test_paths_are_normalised(tmp_path, path):
         ({"id": True}, "'id' is True"),
         ({"id": 1.5}, "'id' is 1.5"),
         ({"id": " "}, "'id' is ' '"),
+        ({"id": "\u200b\ufeff"}, "'id' is"),
+        ({"id": float("nan")}, "'id' is nan"),
+        ({"id": 2.0}, "'id' is 2.0"),
+        ({"id": "image:a.png"}, "'id' is 'image:a.png'; names that begin with 'image:'"),
+        ({"captions": float("nan")}, "captions are nan"),
+        ({"captions": ["\u200b"]}, "caption 0 is empty"),
         ({"id": [1]}, "'id' is [1]"),
         ({"img_path": "cam_a/2.png"}, "'file_path' and 'img_path' with different values"),
     ],
@@ -198,11 +210,14 @@ def test_all_faults_are_listed(tmp_path):
         ("a man\uff0c a bag", annotations.CJK_CAPTION),
         ("['a man', 'a bag']", annotations.LITERAL_CAPTION),
         ('["a man"]', annotations.LITERAL_CAPTION),
-        ("a man\u2019s caf\u00e9 [red] bag", None),
+        ("it\x92s a man", annotations.BROKEN_CAPTION),  # cp1252 that was read as Latin-1
+        ("a \ufffd man", annotations.BROKEN_CAPTION),
+        ("a\0 man", annotations.BROKEN_CAPTION),
+        ("a man\u2019s caf\u00e9 [red] bag\n\twith two lines", None),
     ],
 )
 def test_odd_captions_are_kept_and_counted(tmp_path, caption, notice):
-    """P08: RSTPReid's foreign characters and pieces of code."""
+    """RSTPReid's foreign characters and pieces of code (P08)."""
     row = {**GOOD, "captions": [caption]}
     records, problems = read("rstp_reid", prepare(tmp_path, [row], "data_captions.json"))
     assert records[0].captions == (caption,)
@@ -211,15 +226,15 @@ def test_odd_captions_are_kept_and_counted(tmp_path, caption, notice):
 
 
 def test_captions_shared_between_identities_are_noticed(tmp_path):
-    """P08: the same sentence on several persons."""
+    """The same sentence on several persons, who stay different (P08)."""
     rows = [GOOD, {**GOOD, "file_path": "cam_a/2.png", "id": 13, "captions": ["a man", "other"]}]
     records, problems = read("cuhk_pedes", prepare(tmp_path, rows))
-    assert len(records) == 2
+    assert [record.identity for record in records] == ["cuhk_pedes/12", "cuhk_pedes/13"]
     assert notices(problems) == [(0, annotations.SHARED_CAPTION), (1, annotations.SHARED_CAPTION)]
 
 
 def test_identity_in_two_splits(tmp_path):
-    """P60, P86: reported; what is evaluated stays whole."""
+    """Reported; what is evaluated stays whole (P60, P86)."""
     rows = [GOOD, {**GOOD, "file_path": "cam_a/2.png", "split": "test"}]
     records, problems = read("cuhk_pedes", prepare(tmp_path, rows))
     assert [(record.position, record.split) for record in records] == [(1, "test")]
@@ -229,7 +244,7 @@ def test_identity_in_two_splits(tmp_path):
 
 
 def test_image_under_two_identities(tmp_path):
-    """P60: nobody can tell which is right, so neither stays, whatever the spelling of the path."""
+    """Nobody can tell which is right, so neither stays, whatever the path's spelling (P60)."""
     rows = [GOOD, {**GOOD, "file_path": "imgs/cam_a/1.png", "id": 13}]
     records, problems = read("cuhk_pedes", prepare(tmp_path, rows))
     assert records == []
@@ -238,7 +253,7 @@ def test_image_under_two_identities(tmp_path):
 
 
 def test_image_listed_again_is_joined(tmp_path):
-    """P60: an image is once in the gallery."""
+    """An image is once in the gallery (P60)."""
     rows = [{"image": "a.png", "caption": text} for text in ("x", "y")]
     records, problems = read("pairs", prepare(tmp_path, rows, "pairs.json"))
     assert records == [Record("a.png", ("x", "y"), "pairs/image:a.png", "train", 0)]
@@ -246,7 +261,7 @@ def test_image_listed_again_is_joined(tmp_path):
 
 
 def test_missing_images_are_counted_by_folder(tmp_path):
-    """P02: a download with folders missing."""
+    """A download with folders missing (P02)."""
     paths = ["Market/1.png", "Market/2.png", "cam_a/1.png", "cam_b/1.png", "top.png"]
     rows = [{**GOOD, "file_path": path} for path in paths]
     records, problems = read("cuhk_pedes", prepare(tmp_path, rows))
@@ -260,14 +275,14 @@ def test_missing_images_are_counted_by_folder(tmp_path):
 
 
 def test_splitless_file_says_what_to_do(tmp_path):
-    """P01: the author's file before the split."""
+    """The author's file before the split (P01)."""
     row = {name: value for name, value in GOOD.items() if name != "split"}
     with pytest.raises(DataError, match=r"caption_all\.json.*'split'.*captions, file_path, id"):
         read("cuhk_pedes", prepare(tmp_path, [row], "caption_all.json"))
 
 
 def test_files_of_single_splits_are_named(tmp_path):
-    """P01: three files instead of one."""
+    """Three files instead of one (P01)."""
     for name in ("train.json", "val.json", "test.json"):
         prepare(tmp_path, [GOOD], name)
     with pytest.raises(DataError, match=r"no reid_raw\.json or .*holds test\.json, train\.json"):
@@ -287,14 +302,14 @@ def test_files_of_single_splits_are_named(tmp_path):
     ],
 )
 def test_unreadable_files(tmp_path, content, said):
-    """P58: encodings and JSON faults are named with their place."""
+    """Encodings and JSON faults are named with their place (P58)."""
     (tmp_path / "pairs.json").write_bytes(content)
     with pytest.raises(DataError, match=said):
         read("pairs", tmp_path)
 
 
 def test_byte_order_mark_is_accepted(tmp_path):
-    """P58: a file saved on Windows."""
+    """A file saved on Windows (P58)."""
     prepare(tmp_path, [])
     content = json.dumps([PAIR]).encode("utf-8-sig")
     (tmp_path / "pairs.json").write_bytes(content)
@@ -333,11 +348,148 @@ def test_validation_is_drawn_by_identity(tmp_path):
 
 
 def test_validation_needs_records_without_a_split(tmp_path):
-    """P103: asking for a share of a data set that has its splits is not ignored in silence."""
+    """Asking for a share of a data set that has its splits is not ignored in silence (P103)."""
     with pytest.raises(DataError, match=r"validation=0\.1.*every record"):
         read("cuhk_pedes", prepare(tmp_path, [GOOD]), validation=0.1)
+
+
+@pytest.mark.parametrize("dataset", ["cuhk_pedes", "pairs"])
+@pytest.mark.parametrize("field", ["image", "captions", "id", "split", "of no interest"])
+def test_a_field_that_stands_twice_is_a_fault_of_its_record(tmp_path, dataset, field):
+    """JSON readers keep one of the values and say nothing (P60)."""
+    row, name = (GOOD, "reid_raw.json") if dataset == "cuhk_pedes" else (PAIR, "pairs.json")
+    field = "file_path" if field == "image" and dataset == "cuhk_pedes" else field
+    twice = json.dumps(row)[:-1] + f', "{field}": 1, "{field}": 2}}'
+    source = prepare(tmp_path, [], name)
+    (source / name).write_text(f"[{json.dumps(row)}, {twice}]")
+    records, problems = read(dataset, source)
+    assert [record.position for record in records] == [0]
+    assert (1, f"names {field!r} more than once; keep one of each") in faults(problems)
+    assert {record for record, _ in faults(problems)} == {1}
+
+
+def test_each_splits_numbers_may_not_begin_anew(tmp_path):
+    """Three persons of each split, all numbered from 0: nobody is taken for another (P86)."""
+    names = [f"{split}{number}.png" for split in ("train", "val", "test") for number in range(3)]
+    rows = [
+        {"image": name, "caption": name, "identity": number % 3, "split": name[:-5]}
+        for number, name in enumerate(names)
+    ]
+    records, problems = read("pairs", prepare(tmp_path, rows, "pairs.json", tuple(names)))
+    assert [record.image for record in records] == names[6:]
+    assert [record for record, _ in faults(problems)] == list(range(6))
+    assert all("different persons different names" in what for _, what in faults(problems))
+
+
+def test_an_image_without_identity_in_two_splits(tmp_path):
+    """It would be trained on and searched for (P60)."""
+    rows = [PAIR, {**PAIR, "image": "./a.png", "split": "test"}]
+    records, problems = read("pairs", prepare(tmp_path, rows, "pairs.json"))
+    assert [record.split for record in records] == ["test"]
+    assert [record for record, _ in faults(problems)] == [0]
+
+
+def test_names_are_merged_by_text_alone(tmp_path):
+    """2 and "2" are one person; "0002", "2.0" and "II" are others (P100)."""
+    ids = (2, "2", " 2", "0002", "2.0", "\u2161", 0, 10**30)
+    names = [f"{number}.png" for number in range(len(ids))]
+    rows = [
+        {"image": name, "caption": "x", "identity": identity}
+        for name, identity in zip(names, ids, strict=True)
+    ]
+    records, problems = read("pairs", prepare(tmp_path, rows, "pairs.json", tuple(names)))
+    found = [record.identity.removeprefix("pairs/") for record in records]
+    assert found == ["2", "2", "2", "0002", "2.0", "\u2161", "0", "1" + "0" * 30]
+    assert problems == []
+
+
+def test_links_are_followed_and_only_files_are_images(tmp_path):
+    """Folders are often linked to another disk; a pipe would be read for ever (P59)."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/1.png").touch()
+    source = prepare(tmp_path / "set", [])
+    (source / "linked").symlink_to("../disk")
+    (source / "one.png").symlink_to("../disk/1.png")
+    os.mkfifo(source / "pipe.png")
+    (source / "zeros.png").symlink_to("/dev/zero")
+    (source / "loop.png").symlink_to("loop.png")
+    (source / "folder.png").mkdir()
+    paths = ["linked/1.png", "one.png", "pipe.png", "zeros.png", "loop.png", "folder.png"]
+    paths += ["n" * 300 + ".png", "a.png/b.png", "linked/../a.png", "~/x.png", "gs://bucket/x.png"]
+    (source / "pairs.json").write_text(
+        json.dumps([{"image": path, "caption": "x"} for path in paths])
+    )
+    records, problems = read("pairs", source)
+    assert [record.image for record in records] == paths[:2]
+    assert [record for record, _ in faults(problems)] == list(range(2, len(paths)))
+    wrong = dict(faults(problems))
+    assert "leaves the source" in wrong.pop(8)
+    assert set(wrong.values()) == {annotations.MISSING_IMAGE}
+
+
+def test_a_name_that_holds_a_backslash_is_no_path_here(tmp_path):
+    """It is missing, and the notice says how it was read (P88)."""
+    (tmp_path / "c\\d.png").touch()
+    source = prepare(tmp_path, [{"image": "c\\d.png", "caption": "x"}], "pairs.json")
+    records, problems = read("pairs", source)
+    assert records == [] and {problem.image for problem in problems} == {"c/d.png"}
+    assert faults(problems) == [(0, annotations.MISSING_IMAGE)]
+    assert notices(problems) == [(0, annotations.BACKSLASHES)]
+
+
+def test_names_are_neither_folded_nor_normalised(tmp_path):
+    """Other letters are another file, here and wherever the data set goes (P60)."""
+    names = ("Cam/1.png", "cam/1.png", "caf\u00e9.png")
+    rows = [{"image": name, "caption": "x"} for name in (*names, "cafe\u0301.png", "CAM/1.png")]
+    records, problems = read("pairs", prepare(tmp_path, rows, "pairs.json", names))
+    assert [record.image for record in records] == list(names)
+    assert faults(problems) == [(3, annotations.MISSING_IMAGE), (4, annotations.MISSING_IMAGE)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
+def test_an_annotation_file_that_is_none(tmp_path, kind):
+    path = tmp_path / "pairs.json"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path)}[
+        kind
+    ]()
+    with pytest.raises(DataError, match=r"has no pairs\.json; it holds no \.json file"):
+        read("pairs", tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    source = prepare(tmp_path, [PAIR], "pairs.json")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(epath.Path(source)), "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"pairs\.json: cannot be read: Permission denied"):
+        read("pairs", source)
+
+
+def test_many_and_long_names_of_fields_are_shortened(tmp_path):
+    row = {f"field{number}": 1 for number in range(1000)}
+    row = {"x" * 10_000: 1, "two\nlines\ud800": 2, **row}
+    _, problems = read("pairs", prepare(tmp_path, [row], "pairs.json"))
+    assert all("and 982 more" in what and len(what) < 500 for _, what in faults(problems))
+    with pytest.raises(DataError, match=r"and 982 more\).*Take") as caught:
+        read("cuhk_pedes", prepare(tmp_path, [row]))
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_the_example_of_the_pages_is_read(tmp_path, page):
+    """What users copy to begin with their own data (P07)."""
+    (example,) = re.findall(r"```json\n(\[.*?)```", Path(page).read_text("utf-8"), re.DOTALL)
+    rows = json.loads(example)
+    source = prepare(tmp_path, rows, "pairs.json", tuple(row["image"] for row in rows))
+    records, problems = read("pairs", source)
+    assert [record.image for record in records] == [row["image"] for row in rows]
+    assert [record.split for record in records] == ["train", "val"] and problems == []
 
 
 def test_natural_order():
     names = ["a/10", "a/2", "a/0002", "a/b", "a/1"]
     assert sorted(names, key=annotations.natural_order) == ["a/1", "a/0002", "a/2", "a/10", "a/b"]
+    large = ["9" * 5_000, "1" + "0" * 5_000, "0" * 5_000 + "3"]  # More digits than `int` reads.
+    assert sorted(large, key=annotations.natural_order) == [large[2], large[0], large[1]]

@@ -99,13 +99,14 @@ def test_manifest(prepared, tokenizer):
 
 
 def test_index(prepared):
-    """P06, P100: labels are contiguous from 0, by the natural order of the names, and kept."""
+    """Labels are contiguous from 0, by the natural order of the names, and kept (P06, P100)."""
     train = builders.open_split(prepared, "train")
     assert train.caption_counts.tolist() == [2, 1, 3, 1]
     assert train.identities.tolist() == [1, 0, 2, 1]
     assert train.text_lengths.tolist() == [4, 6, 3, 4, 3, 3, 5]
     names = json.loads((prepared / "identities-train.json").read_text())
-    assert names == ["toy/2", "toy/10", "toy/900000"]
+    assert names == ["toy/2", "toy/10", "toy/900000"] and train.identity_count == 3
+    assert builders.read_identities(prepared, "train") == names
     image, caption = train.pairs
     assert image.tolist() == [0, 0, 1, 2, 2, 2, 3]
     assert caption.tolist() == [0, 1, 0, 0, 1, 2, 0]
@@ -216,7 +217,7 @@ def test_no_record_left(source, tmp_path):
 
 @pytest.mark.parametrize("split", ["val", "tset", "Train", ""])
 def test_unknown_split_lists_those_there(prepared, split):
-    """P103: a data set without val says so."""
+    """A data set without val says so (P103)."""
     with pytest.raises(DataError, match=f"no split {split!r}.*(train|test)"):
         builders.open_split(prepared, split)
 
@@ -230,6 +231,7 @@ def test_other_directories_are_refused(tmp_path, directory):
 @pytest.mark.parametrize("info", [{"fileFormat": "tfrecord"}, {}, {"fileFormat": "riegeli"}])
 @pytest.mark.parametrize("with_manifest", [True, False])
 def test_other_file_formats_are_refused(prepared, tmp_path, info, with_manifest):
+    """What was found, what is needed, and what to run (P34)."""
     if with_manifest:
         shutil.copy(prepared / "manifest.json", tmp_path)
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
@@ -281,6 +283,32 @@ def test_another_format_version(prepared, tmp_path):
         builders.open_split(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", None), ("splits", []), ("splits", {"train": 3}), ("splits", {"train": {"images": 4}}),
+     ("splits", {"train": {"images": "4", "captions": 7, "identities": 3}}), ("pixels", 3),
+     ("pixels", [96]), ("tokenizer_fingerprint", 1), ("quarantined", None), ("quarantined", True),
+     ("quarantined", -1), ("notices", {"odd": "3"}), ("notices", None)],
+)  # fmt: skip
+def test_a_manifest_that_somebody_changed(prepared, tmp_path, name, value):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+    with pytest.raises(DataError, match=f"is damaged .*manifest.json lacks a valid '{name}'"):
+        builders.read_manifest(tmp_path)
+    del manifest[name]
+    if name != "pixels":  # None says that there are none.
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(DataError, match=f"lacks a valid '{name}'"):
+            builders.open_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "null"])
+def test_names_of_identities_that_somebody_changed(tmp_path, content):
+    (tmp_path / "identities-train.json").write_text(content)
+    with pytest.raises(DataError, match=r"damaged .identities-train\.json is no list of names"):
+        builders.read_identities(tmp_path, "train")
+
+
 @pytest.fixture(scope="module")
 def other(source, tokenizer, tmp_path_factory) -> Path:
     """A second data set: three images of two identities, one of them without a name."""
@@ -293,6 +321,7 @@ def other(source, tokenizer, tmp_path_factory) -> Path:
 
 
 def test_joined_splits_stand_one_after_the_other(prepared, other):
+    """The 5 of one data set is not the 5 of another (P09)."""
     first, second = builders.open_split(prepared, "train"), builders.open_split(other, "train")
     both = builders.join([first, second])
     assert both.caption_counts.tolist() == [2, 1, 3, 1, 2, 1, 1]
@@ -413,7 +442,7 @@ def test_every_undecodable_image_is_a_fault(tmp_path, monkeypatch):
 
 
 def test_identical_bytes_are_noticed(tmp_path):
-    """P87: the same picture in train and test, or as two persons."""
+    """The same picture in train and test, or as two persons (P60, P87)."""
     for name in "abcd":
         (tmp_path / f"{name}.jpg").write_bytes(jpeg(10))
     records = [
@@ -456,6 +485,20 @@ def test_set_aside(tmp_path):
     ]
     assert builders.set_aside(problems[2:3], tmp_path, stop=True) == set()
     assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+def test_names_cannot_break_the_line(tmp_path, caplog):
+    """Neither that of the refusal nor that of the log; the listing keeps them as they are (P59)."""
+    name = "a\nb\x1b[2J\u2028\udce9.png"
+    problems = [Problem(0, name, "image file is missing", "fault", "c\rd.json")]
+    with pytest.raises(DataError) as caught:
+        builders.set_aside(problems, tmp_path, stop=True)
+    assert str(caught.value).isprintable() and "\\x1b[2J\\u2028\\udce9.png" in str(caught.value)
+    builders.set_aside(problems, tmp_path, stop=False)
+    assert all(record.getMessage().isprintable() for record in caplog.records) and caplog.records
+    for file in ("problems.jsonl", "quarantine.jsonl"):
+        (line,) = (tmp_path / file).read_bytes().splitlines()
+        assert json.loads(line)["image"] == name
 
 
 def write_pixels(source, workdir):

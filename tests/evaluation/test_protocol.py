@@ -99,6 +99,7 @@ def test_figures_of_both_directions_by_each_feature(result, found, feature, name
 
 
 def test_counts(result, split):
+    """What was left out, now or by the preparation, stands in the report (P02)."""
     assert {name: result.summary[name] for name in ("images", "captions", "identities")} == {
         "images": 29,
         "captions": 58,

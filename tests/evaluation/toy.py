@@ -92,5 +92,13 @@ def split(
 
 def prepared(directory, *, name="toy", quarantined=0):
     """Writes the manifest that a split's directory has."""
-    manifest = {"format": builders.FORMAT, "name": name, "quarantined": quarantined}
+    manifest = {
+        "name": name,
+        "format": builders.FORMAT,
+        "splits": {},
+        "pixels": None,
+        "tokenizer_fingerprint": "",
+        "quarantined": quarantined,
+        "notices": {},
+    }
     write_json(directory / builders.MANIFEST, manifest)

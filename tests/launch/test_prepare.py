@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,12 +111,12 @@ def break_caption(root: Path) -> list[str]:
     [break_missing_image, break_truncated_image, break_json, break_split, break_caption],
 )
 def test_mistakes_end_in_one_line(tmp_path, damage, prepare):
-    """P02, P52, P58, P99: exit code 2, and no traceback."""
+    """Exit code 2, and no traceback (P02, P52, P58, P99)."""
     check_mistake(tmp_path, damage, prepare)
 
 
 def test_mistake_ends_a_process_in_one_line(tmp_path):
-    """P52: nothing else on standard error either, such as a library's progress or warnings."""
+    """Nothing else on standard error either, such as a library's progress or warnings (P52)."""
     check_mistake(tmp_path, break_truncated_image, prepare_as_process)
 
 
@@ -133,7 +134,7 @@ def check_mistake(root: Path, damage: Callable[[Path], list[str]], prepare: Prep
 
 
 def test_quarantine_then_resume(tmp_path, prepare):
-    """P02, P52: bad records are left out, counted and listed; --resume finds nothing to do."""
+    """Bad records are left out, counted and listed; --resume finds nothing to do (P02, P52)."""
     source, workdir = tmp_path / "source", tmp_path / "out"
     rows = toy(source)
     save(source, [*rows, {**rows[0], "file_path": "Market/9.jpg"}, {**rows[0], "captions": []}])
@@ -161,6 +162,21 @@ def test_quarantine_then_resume(tmp_path, prepare):
     (workdir / "manifest.json").unlink()
     assert prepare("cuhk_pedes", *flags, "--resume")[0] == 0
     assert json.loads((workdir / "manifest.json").read_text()) == manifest
+
+
+def test_pictures_of_the_test_that_are_trained_on_are_told(tmp_path, prepare):
+    """Byte for byte the same under another name; nothing is left out for it (P87)."""
+    rows = toy(tmp_path)
+    shutil.copy(tmp_path / "imgs/cam_a/1.jpg", tmp_path / "imgs/cam_a/2.jpg")
+    row = {**rows[0], "file_path": "cam_a/2.jpg", "captions": ["a boy"]}
+    save(tmp_path, [{**rows[0], "captions": ["a girl"]}, rows[1], row])
+    flags = (f"--config.source={tmp_path}", f"--workdir={tmp_path / 'out'}", "--config.tokenizer=")
+    code, output, errors = prepare("cuhk_pedes", *flags)
+    assert code == 0, errors
+    assert f"noticed 1 times: {builders.SAME_BYTES_SPLIT}" in output
+    assert "records left out: 0" in output
+    (line,) = (tmp_path / "out/problems.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"] == 2
 
 
 def test_demo_sample(tmp_path):

@@ -58,11 +58,14 @@ def test_metrics_keep_every_row_and_take_back_those_after_the_checkpoint(bucket)
 
 
 def test_unreadable_records_are_listed_once_each(bucket):
+    """Whatever their paths hold: U+2028 and others end a line of text, not one of JSON (P08)."""
     path = bucket / "run" / "quarantine.jsonl"
     for new in ({7, 3}, {5}, set()):
-        loop._note_bad_records(new, loop._read_bad_records(path), path, "{}.jpg".format)
+        loop._note_bad_records(new, loop._read_bad_records(path), path, "{}\u2028\x85.jpg".format)
     known = loop._read_bad_records(path)
-    assert [known[record]["image"] for record in (3, 7, 5)] == ["3.jpg", "7.jpg", "5.jpg"]
+    assert [known[record]["image"] for record in (3, 7, 5)] == [
+        f"{record}\u2028\x85.jpg" for record in (3, 7, 5)
+    ]
     assert list(known) == [3, 7, 5]
 
 

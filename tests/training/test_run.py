@@ -478,7 +478,7 @@ def test_the_papers_protocol_measures_on_test(three_splits, small, tmp_path, mon
 
 
 def test_measuring_needs_its_split_before_anything_is_written(data, tmp_path):
-    """No checkpoint is compared on another split in its stead (P61, P101)."""
+    """Without `val` it is refused, and measured on no other split in its stead (P61, P101, P103)."""
     made = fine_tuning(data)
     for go in (lambda: run.check(made, None), lambda: run.train(made, tmp_path, False)):
         with pytest.raises(DataError, match="has no split 'val'"):
