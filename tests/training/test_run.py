@@ -413,9 +413,9 @@ def rank_1(workdir, source, params):
 def test_fine_tuning_measures_keeps_the_best_and_goes_on(
     three_splits, small, tmp_path, monkeypatch
 ):
-    """By `val` unless told otherwise (P101); an interrupted run has the same bits in both trees (P28).
+    """By `val` unless told otherwise (P101).
 
-    The moving average is one of them.
+    An interrupted run ends with the same bits, those of the moving average too (P28).
     """
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     made = fine_tuning(three_splits)
@@ -478,7 +478,7 @@ def test_the_papers_protocol_measures_on_test(three_splits, small, tmp_path, mon
 
 
 def test_measuring_needs_its_split_before_anything_is_written(data, tmp_path):
-    """Without `val` it is refused, and measured on no other split in its stead (P61, P101, P103)."""
+    """Without `val` it is refused, and measured on no other split instead (P61, P101, P103)."""
     made = fine_tuning(data)
     for go in (lambda: run.check(made, None), lambda: run.train(made, tmp_path, False)):
         with pytest.raises(DataError, match="has no split 'val'"):
