@@ -11,6 +11,7 @@ import unipt_jax
 from unipt_jax.config import schema
 from unipt_jax.config.command_line import main
 from unipt_jax.core import distributed
+from unipt_jax.core.errors import printable
 from unipt_jax.core.files import write_json, write_json_lines
 from unipt_jax.data.builders import QUARANTINE
 from unipt_jax.evaluation import protocol, report
@@ -43,7 +44,7 @@ def run(config: schema.Evaluate, workdir: epath.Path, resume: bool) -> None:
     report.write(workdir / "report.html", evaluation, results, configurations)
     write_json(workdir / "evaluation.json", evaluation)
     Console().print(report.table(evaluation))
-    print(evaluation["protocol"])
+    print(printable(evaluation["protocol"]))  # It tells names of data sets.
     print(f"{len(left_out)} unreadable images left out; report: {workdir / 'report.html'}")
 
 

@@ -50,10 +50,18 @@ class Processor:
         return np.stack([images.resize(image, self.height, self.width) for image in decoded])
 
     def texts(self, batch: Sequence[str]) -> dict[str, np.ndarray]:
-        """Returns `text: int32[N, L]` and `text_mask: bool[N, L]`, True on tokens."""
+        """Returns `text: int32[N, L]` and `text_mask: bool[N, L]`, True on tokens.
+
+        Raises:
+            DataError: one of them is no text.
+        """
         text = np.full((len(batch), self.length), self.tokenizer.pad, np.int32)
         mask = np.zeros(text.shape, bool)
         for row, sentence in enumerate(batch):
+            if not isinstance(sentence, str):
+                raise DataError(f"text {row} is {sentence!r}; expected a sentence")
+            # No tokenizer takes halves of surrogate pairs, as of bytes that are no UTF-8.
+            sentence = sentence.encode("utf-8", "replace").decode()
             tokens = self.tokenizer.encode(sentence, self.length)
             text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return {"text": text, "text_mask": mask}
@@ -72,7 +80,8 @@ class Encoder:
         """Embeds paths, Pillow images or uint8[H, W, 3] arrays; rows have length 1.
 
         Raises:
-            DataError: as `Processor.images`, or `batch` is a bare string.
+            DataError: as `Processor.images`, or `batch` is a bare string, or an embedding is not
+                finite.
         """
         _require_list(batch)
         parts = [
@@ -81,7 +90,7 @@ class Encoder:
             )
             for index, part in enumerate(self._cut(batch))
         ]
-        return self._join(parts)
+        return _finite(self._join(parts), "image")
 
     def encode_texts(self, batch: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Embeds sentences, cut to the model's text length; rows have length 1.
@@ -89,7 +98,8 @@ class Encoder:
         Those of about one length are encoded together, with little padding (`data.buckets`).
 
         Raises:
-            DataError: `batch` is a bare string.
+            DataError: `batch` is a bare string, one of them is no text, or an embedding is not
+                finite.
         """
         _require_list(batch)
         texts, full = self.processor.texts(batch), self.processor.length
@@ -108,7 +118,7 @@ class Encoder:
         embeddings = np.zeros((len(batch), self.model.spec.embedding_dim), np.float32)
         for rows, part in found:
             embeddings[rows] = np.asarray(part)[: len(rows)]
-        return embeddings
+        return _finite(embeddings, "text")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,7 +152,7 @@ class Encoder:
 
 
 def load(source: str | Path) -> Encoder:
-    """Loads the latest checkpoint of a run or a conversion, or a CLIP from elsewhere.
+    """Loads the best checkpoint of a run, or the latest if none was measured, or a CLIP's weights.
 
     Args:
         source: a work directory of training or of `launch/convert.py`; else whatever
@@ -178,6 +188,17 @@ def load(source: str | Path) -> Encoder:
 def _require_list(batch: Sequence[Any]) -> None:
     if isinstance(batch, str):  # A sequence too: of letters.
         raise DataError(f"expected a list, not the bare string {batch!r}; put it in brackets")
+
+
+def _finite(embeddings: np.ndarray, side: str) -> np.ndarray:
+    """Returns embeddings, and names the first that is none."""
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{side} {bad[0]}: its embedding is not finite; the model's parameters are damaged, or "
+            "its arithmetic overflows"
+        )
+    return embeddings
 
 
 def _require_dual_encoder(spec: specs.Spec, source: str | Path) -> None:

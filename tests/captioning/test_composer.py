@@ -49,6 +49,24 @@ def test_any_choices_give_a_clean_caption_and_the_same_one_again(chosen, seed, p
     assert not english.faults(caption, chosen, template.leaves_out)
 
 
+def test_what_says_nothing_leaves_no_blank():
+    """An empty form in the middle and at the end of a caption."""
+    content = {
+        "wrappers": ["{}"],
+        "joints": [", ", " and "],
+        "sets": {
+            "who": {
+                "required": True,
+                "prompt": "who",
+                "phrases": [{"label": "x", "forms": {"a": " ", "b": "", "c": "one "}}],
+            }
+        },
+        "templates": ["this {who.a} is {who.c} person {who.b}"],
+    }
+    words = lexicon.parse(content, "own.json")
+    assert composer.compose(words, {"who": "x"}, seed=0, path="a") == "This is one person"
+
+
 def test_captions_vary_with_seed_path_and_choices_alone():
     assert compose() == compose()
     assert len({compose(path=str(path)) for path in range(100)}) > 90

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unipt_jax.captioning import composer, lexicon
+from unipt_jax.captioning import attributes, composer, lexicon
 from unipt_jax.core.errors import DataError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "attributes.md"
@@ -182,7 +182,18 @@ FAULTS = [
     (("templates", DELETE), "the file lacks 'templates'"),
     (("wrappers", "A {}"), "wrappers is a text and should be a list"),
     (("synonyms/gray", []), "synonyms.gray is empty"),
+    (("sets/hat/phrases/1/forms/a", "a\nhat"), "forms.a holds a line break or another character"),
+    (("synonyms/gray", ["gr\ud800y"]), "synonyms.gray[0] holds a line break or another character"),
+    (("sets", {}), "sets: are empty"),
     # Words.
+    (("joints", [", ", " {} "]), "joints: ' {} ' holds one of {}[]<>|"),
+    (("wrappers", ["A {0} of {}."]), "wrapper 'A {0} of {}.': {} must stand in it once, and no"),
+    (("rewrites", {"a{99999999999999999999}": ""}), "rewrite 'a{99999999999999999999}': the repet"),
+    (("sets/hat/negatives", ["no {hat}"]), "set 'hat': negative 'no {hat}' is blank or holds one"),
+    (("sets/hat/negatives", [" "]), "set 'hat': negative ' ' is blank"),
+    (("sets/hat/phrases/1/label", ""), "set 'hat': label '' is blank"),
+    (("templates/0", "[" * 2000 + "a" + "]" * 2000), "are nested too deeply"),
+    (("templates/1", [["a", "b"]] * 40), "template 1: stands for 1099511627776; at most 100000"),
     (("joints", [", "]), "joints: 2 or 3 texts are needed"),
     (("rewrites", {"(": ""}), "rewrite '(': missing )"),
     (("rewrites", {"a": r"\1"}), "rewrite 'a': invalid group reference"),
@@ -235,6 +246,7 @@ FAULTS = [
     (("templates/2/leaves_out", ["coat", "hat"]), "{gender.noun}{with hat}.' says hat and claims"),
     (("templates/2/leaves_out", ["coat", "ht"]), "template 2: leaves out 'ht', which is no set; "),
     (("templates/2", SMALL["templates"][0]), "occurs twice"),
+    (("templates/2", {"text": "[{hat.a}]", "leaves_out": ["coat", "gender"]}), "may say nothing"),
 ]  # fmt: skip
 
 
@@ -243,6 +255,16 @@ def test_every_fault_is_named_with_file_and_place(load, tmp_path, change, fault)
     with pytest.raises(DataError, match=re.escape(fault)) as error:
         load(changed(change))
     assert str(error.value).startswith(f"{tmp_path / 'own.json'}: ")
+
+
+def test_parts_that_make_too_many_phrases_are_a_fault(load, monkeypatch):
+    parts = SMALL["parts"]
+    ways = len(parts["colors"]) * len(parts["garments"])
+    monkeypatch.setattr(attributes, "MOST_WAYS", ways)
+    load(SMALL)
+    monkeypatch.setattr(attributes, "MOST_WAYS", ways - 1)
+    with pytest.raises(DataError, match=f"set 'coat': has {ways} phrases; at most {ways - 1}"):
+        load(SMALL)
 
 
 def test_all_faults_are_listed_at_once(load):

@@ -95,6 +95,21 @@ def test_features_are_averaged_over_wrappers():
         scorer.prompt_features(encode, SETS, [])
 
 
+def test_cosines_have_float32s_bits_on_every_device():
+    """A GPU or a TPU would multiply with fewer by default, and near prompts would tie (P91)."""
+    params = jax.tree.map(jnp.asarray, noise(specs.abstract_params(SPEC)))
+    features = jnp.zeros((PROMPTS, SPEC.embedding_dim))
+    images = jnp.zeros((8, 16, 16, 3), jnp.uint8)
+    score = scorer.make_scorer(DualEncoder(SPEC), WHERE, make_mesh(8, 1, 1))
+    (product,) = [
+        equation
+        for equation in jax.make_jaxpr(score)(params, features, images).eqns[0].params["jaxpr"].eqns
+        if equation.primitive.name == "dot_general"
+        and equation.outvars[0].aval.shape[1:] == (PROMPTS,)
+    ]
+    assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
+
+
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1)])
 def test_a_batch_over_devices_is_judged_as_on_one(shape):
     """Against embeddings by `apply`, cosines and the temperature in NumPy."""

@@ -1,6 +1,7 @@
 """Exit codes, one line for a mistake, and the configuration beside the results."""
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -86,6 +87,21 @@ def test_success(call, tmp_path):
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert schema.build(written) == config
     assert (written["seed"], written["mesh"]) == (3, {"data": -1, "fsdp": 1, "tensor": 1})
+
+
+def test_what_a_terminal_cannot_show_ends_no_run(file, tmp_path, monkeypatch):
+    """A name of other bytes than UTF-8's, and letters that an ASCII terminal lacks."""
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(
+            lambda *_: print("日本 \udcff.png"),
+            DOC,
+            [f"--config={file}", f"--workdir={tmp_path / 'run'}"],
+        )
+    out.flush()
+    assert caught.value.code == 0
+    assert out.buffer.getvalue() == b"\\u65e5\\u672c \\udcff.png\n"
 
 
 def raising(error):
@@ -377,6 +393,17 @@ def test_a_directory_that_another_run_writes_to_is_left_alone(call, tmp_path):
         holder.kill()
     assert (tmp_path / "run" / "precious").exists()
     assert call("--config.seed=1", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"stage": ["pretrain"]}', '{"stage": "pretrain"}'])
+def test_a_configuration_that_no_run_wrote_is_not_resumed_with(call, tmp_path, content):
+    """Of any shape, for a dry run too, which claims nothing; the file is named."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    for flags in (["--resume"], ["--resume", "--config.dry_run"]):
+        code, _, errors, given = call(*flags)
+        assert (code, given) == (2, [])
+        assert str(tmp_path / "run") in errors[-1] and errors[-1].startswith("error: ")
 
 
 def test_resume_of_nothing_still_writes_the_configuration(call, tmp_path):

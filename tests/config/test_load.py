@@ -240,6 +240,12 @@ def test_names_of_data_sets_are_never_changed(names, tmp_path_factory):
         ("optimizer.warmup.x", "1", "'warmup' is a value, not a group of fields"),
         ("seed.x", "1", "seed={'x': 1} is not of type int"),
         ("optimizer", "1", "optimizer is a group of fields, not 1"),
+        ("optimizer", "{[]: 1}", "optimizer is a group of fields, not '{[]: 1}'"),
+        ("optimizer", "{1: 1}", "optimizer.1 is unknown"),
+        ("seed", "(" * 10_000, "seed='((("),
+        ("seed", "-" * 100_000 + "1", "seed='---"),
+        ("seed", "9" * 5000, "seed='999"),
+        ("seed", "0x" + "f" * 5000, "seed=(a number too long to write) must be at most 4294967295"),
     ],
 )
 def test_overrides_that_do_not_fit(file, key, value, part):

@@ -145,6 +145,37 @@ def test_wrong_types_are_refused(values, message):
     assert message in faults(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 10**400}, "epochs=1000000"),
+        ({"epochs": 10**5000}, "epochs=(a number too long to write) is not of type float"),
+        ({"init": 10**5000}, "init=(a number too long to write) is not of type str"),
+        ({"init": ["a" * 10_000]}, "aaa... is not of type str"),
+        ({"mesh": {1: 2}}, "mesh.1 is unknown"),
+        ({"se\x1bed": 1}, "'se\\x1bed' is unknown"),
+    ],
+)
+def test_values_that_no_message_can_hold_are_refused_in_one_line(values, message):
+    found = faults(**values)
+    assert message in found and found.isprintable() and len(found) < 1000
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], r"\[\] is no group of fields"),
+        ("pretrain", "'pretrain' is no group of fields"),
+        (None, "None is no group of fields"),
+        ({"stage": ["pretrain"]}, r"stage=\['pretrain'\]; did you mean 'pretrain'"),
+        ({"stage": 10**5000}, r"stage=\(a number too long to write\)"),
+    ],
+)
+def test_what_is_of_no_stage_is_no_configuration(values, message):
+    with pytest.raises(ConfigError, match=message):
+        schema.build(values)
+
+
 def test_values_take_exactly_the_declared_type():
     config = pretrain(epochs=3, text={"buckets": [16, 32]}, optimizer={"weight_decay": 0})
     assert type(config.epochs) is float
@@ -212,6 +243,20 @@ def test_configurations_are_frozen():
         ("optimizer.bias", 0.0, -0.001, "must be at least 0"),
         ("optimizer.start", 1.0, 1.001, "must be at most 1"),
         ("optimizer.end", 1.0, 1.001, "must be at most 1"),
+        ("optimizer.learning_rate", 1e-12, 1e-46, "must be above 0, and is 0.0 in 32 bits"),
+        ("optimizer.epsilon", 1e-37, 1e-39, "must be above 0, and is 0.0 in 32 bits"),
+        ("optimizer.beta2", 0.9999, 1 - 1e-9, "must be below 1, and is 1.0 in 32 bits"),
+        ("optimizer.learning_rate", 1e38, 1e308, "must be finite in 32 bits"),
+        ("steps", 2**31 - 1, 10**30, "must be at most 2147483647"),
+        ("log_every", 2**31 - 1, 2**63, "must be at most 2147483647"),
+        ("batch_size", 2**20, 2**63, "must be at most 1048576"),
+        ("epochs", 1e6, 1e30, "must be at most 1000000"),
+        ("image.height", 4096, 10**9, "must be at most 4096"),
+        ("image.width", 4096, 4097, "must be at most 4096"),
+        ("text.length", 4096, 10**9, "must be at most 4096"),
+        ("model.embedding_dim", 16384, 10**9, "must be at most 16384"),
+        ("workers", 1000, 10**6, "must be at most 1000"),
+        ("repeats", (1000,), (10**9,), "repeats=1000000000 must be at most 1000"),
         ("seed", 4294967295, 4294967296, "must be at most 4294967295"),
         ("seed", 0, -1, "must be at least 0"),
     ],
@@ -523,7 +568,8 @@ def test_describe_opens_groups_in_order():
     ("name", "limits"),
     [
         ("seed", "0 to 4294967295"),
-        ("batch_size", "at least 1"),
+        ("batch_size", "1 to 1048576"),
+        ("log_every", "at least 1"),
         ("ema", "at least 0, below 1"),
         ("similarity.logit_scale", "above 0, at most 100"),
         ("optimizer.warmup", "0 to 1"),

@@ -172,6 +172,7 @@ def test_stored_pixels_have_the_features_of_the_images(tokenizer, tmp_path):
 
 
 def test_nothing_to_evaluate_is_told(tokenizer):
+    """No image, none that can be read, and none with a caption (P61, P67)."""
     with pytest.raises(DataError, match="none of the 11 images"):
         run(tokenizer, bad=range(11), quarantine=True)
     empty = toy.split([], [], [], directory="nowhere")
@@ -180,6 +181,26 @@ def test_nothing_to_evaluate_is_told(tokenizer):
     silent = toy.split(PICTURES[:1], [[]], [0])
     with pytest.raises(DataError, match="has a caption"):
         extract(toy.model(), toy.PARAMS, silent, tokenizer, text_length=9, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("side", "named"), [("image", r"image 'cam/3\.png'"), ("text", f"caption '{EVERY[6]}'")]
+)
+def test_the_first_that_the_model_has_no_number_for_is_named(
+    tokenizer, one_device, monkeypatch, side, named
+):
+    """By its file or its words: a row's number would name nothing (P67)."""
+    real, first = features._encoded, {"image": 3, "text": 6}[side]
+
+    def spoilt(*arguments):
+        for numbers, result in real(*arguments):
+            if ("valid" in result) == (side == "image"):
+                result["pgu"][np.isin(numbers, [first, first + 2])] = np.inf
+            yield numbers, result
+
+    monkeypatch.setattr(features, "_encoded", spoilt)
+    with pytest.raises(DataError, match=named + ".*'pgu' of it is not finite.* of 1 more of"):
+        run(tokenizer)
 
 
 def test_names_end_with_the_concatenation_of_several():

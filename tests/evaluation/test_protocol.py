@@ -1,17 +1,20 @@
 """What is measured, worked out again from cosines, and what is said of a checkpoint."""
 
 import json
+import tracemalloc
 import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.evaluation import toy
 from unipt_jax.config import load
 from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.files import write_json
 from unipt_jax.data import builders, tokenization
-from unipt_jax.evaluation import protocol, published
+from unipt_jax.data.annotations import Record
+from unipt_jax.evaluation import protocol, published, report, retrieval
 from unipt_jax.evaluation.features import Features
 from unipt_jax.evaluation.protocol import measure, read_origin
 from unipt_jax.evaluation.retrieval import evaluate_ranks
@@ -77,6 +80,7 @@ def cosines(found, names):
     [("global", ["global"]), ("pgu", ["pgu"]), ("concatenated", ["global", "pgu"])],
 )
 def test_figures_of_both_directions_by_each_feature(result, found, feature, names):
+    """Each by its own cosines: turned round, none would be as here (P66)."""
     both = result.summary["features"][feature]
     text, image = IDENTITIES[found.pairs // 2], IDENTITIES[found.images]
     similarity = cosines(found, names)
@@ -120,7 +124,7 @@ def test_one_feature_is_not_concatenated_and_one_identity_has_no_interval(tmp_pa
 
 
 def test_queries_without_a_match_are_counted(tmp_path):
-    """Identity 1 has an image and no caption."""
+    """Identity 1 has an image and no caption: it finds none, and is counted apart (P61)."""
     toy.prepared(tmp_path)
     split = toy.split(PICTURES[:3], [["a"], [], ["b"]], [0, 1, 2], directory=tmp_path)
     rows = np.eye(3, dtype=np.float32)
@@ -196,7 +200,33 @@ def test_reranking_sees_through_a_gap_between_texts_and_images(split, found):
     assert measure(split, one, "pgu").summary["reranked"] is None
 
 
+def test_figures_of_a_single_pair_are_numbers(tmp_path):
+    """One image and one caption, around whose mean nothing is left, re-ranked too (P67)."""
+    toy.prepared(tmp_path)
+    split = toy.split(PICTURES[:1], [["a"]], [0], directory=tmp_path)
+    rows = {name: RNG.standard_normal((1, 3)).astype(np.float32) for name in ("global", "pgu")}
+    found = Features(rows, rows, np.arange(1), np.arange(1), {})
+    summary = measure(split, found, "concatenated", rerank=True).summary
+    json.dumps(summary, allow_nan=False)
+    assert summary["reranked"]["text_to_image"] == dict.fromkeys(METRICS, 100.0)
+
+
+def test_no_matrix_of_all_is_held(tmp_path):
+    """Captions times images would be 32 MB in float32, once for each direction (P92)."""
+    toy.prepared(tmp_path)
+    identities = np.arange(2000) % 500
+    split = toy.split(PICTURES[:1] * 2000, [["a"] * 2] * 2000, identities, directory=tmp_path)
+    text, image = (RNG.standard_normal((n, 8)).astype(np.float32) for n in (4000, 2000))
+    found = Features({"global": image}, {"global": text}, np.arange(2000), np.arange(4000), {})
+    tracemalloc.start()
+    measure(split, found, "global")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 22e6
+
+
 def test_a_feature_that_is_not_finite_is_told(split, found):
+    """Not only by the extraction, which names the image, but by the ranking too (P67)."""
     broken = {name: rows.copy() for name, rows in found.image.items()}
     broken["pgu"][3, 1] = np.nan
     damaged = Features(broken, found.text, found.images, found.pairs, {})
@@ -213,17 +243,23 @@ def origin(tmp_path, **config):
 
 
 def test_what_is_said_of_a_checkpoint(tmp_path):
+    """Which split chose it, if any, and what a test on this or that data set shows (P101)."""
     data = tmp_path / "icfg"
     data.mkdir()
     toy.prepared(data, name="icfg_pedes")
     tuned = origin(tmp_path, stage="finetune", data=[str(data), "gone/elsewhere/"])
-    assert tuned.sentence().startswith("Fine-tuned on icfg_pedes and elsewhere. No test split")
+    assert tuned.sentence() == (
+        "Fine-tuned on icfg_pedes and elsewhere. The checkpoint is the last of its training. No "
+        "test split had a part in choosing it."
+    )
     assert tuned.setting("icfg_pedes") == "in domain"
     assert tuned.setting("cuhk_pedes") == "cross-domain"
-    chosen = origin(tmp_path, stage="finetune", data=str(data), paper_protocol=True)
+    best = origin(tmp_path, stage="finetune", data=str(data), evaluate=True)
+    assert "is the best on the validation split. No test split" in best.sentence()
+    chosen = origin(tmp_path, stage="finetune", data=str(data), evaluate=True, paper_protocol=True)
     assert "chosen on the test split" in chosen.sentence() and "unseen" in chosen.sentence()
     pre = origin(tmp_path, stage="pretrain", data=str(data), paper_protocol=False)
-    assert "not fine-tuned. No test split" in pre.sentence()
+    assert "not fine-tuned. The checkpoint is the last of its training. No test" in pre.sentence()
     assert pre.setting("icfg_pedes") == "direct transfer"
     earlier = tmp_path / "earlier"
     earlier.mkdir()
@@ -238,6 +274,35 @@ def test_what_is_said_of_a_checkpoint(tmp_path):
     assert (
         "not recorded" in foreign.sentence() and foreign.setting("toy") == "training not recorded"
     )
+
+
+@pytest.mark.parametrize("start", ["init", "init_image", "init_text"])
+def test_a_start_that_was_chosen_on_test_is_told_however_it_was_taken(tmp_path, start):
+    """As a whole or one encoder of it, over another run; two runs may start from each other."""
+    places = [tmp_path / name for name in ("tested", "between", "last")]
+    for place in places:
+        place.mkdir()
+    tested, between, last = map(str, places)
+    origin(places[0], stage="finetune", data="d", paper_protocol=True, init=last)
+    origin(places[1], stage="pretrain", data="d", **{start: tested})
+    assert origin(places[2], stage="finetune", data="d", init=between).tested_before
+    origin(places[0], stage="finetune", data="d", init=last)
+    assert not read_origin(last).tested_before
+    # Of a whole start and of an encoder's the whole one is taken.
+    origin(places[0], stage="finetune", data="d", paper_protocol=True)
+    whole = origin(places[1], stage="finetune", data="d", init="a/clip", init_image=tested)
+    assert not whole.tested_before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"stage": 1}, {"data": 5}, {"data": ["a", None]}, {"init": ["a"]}, {"paper_protocol": "no"}],
+)
+def test_a_configuration_that_no_run_wrote_is_named(tmp_path, values):
+    ((name, value),) = values.items()
+    with pytest.raises(DataError, match=rf"config\.json: {name}=") as caught:
+        origin(tmp_path, **{"stage": "finetune", "data": ["a"]} | values)
+    assert repr(value) in str(caught.value)
 
 
 def test_fingerprints_tell_weights_apart():
@@ -312,6 +377,44 @@ def test_the_first_of_several_data_sets_leads(opened):
     assert evaluation["quarantined"] == 0 and evaluation["reranked"] is None
     json.dumps(evaluation, allow_nan=False)
     assert [len(result.split.images) for result in results] == [12, 9]
+
+
+def test_figures_of_validation_do_not_pass_for_those_of_the_test(tmp_path):
+    """Each file tells its split, its counts, the weights and what the figures mean (P68)."""
+    records = []
+    for number, picture in enumerate(PICTURES[:10]):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        name = "val" if number < 3 else "test"
+        records.append(Record(f"{number}.png", ("a man", "a bag"), str(number), name, number))
+    builders.write(
+        records,
+        source=tmp_path,
+        name="cuhk_pedes",
+        workdir=tmp_path / "data",
+        tokenizer="examples/tokenizer",
+        quarantined=0,
+        notices={},
+    )
+    tokenizer = tokenization.load("examples/tokenizer")
+    found = {}
+    for name in ("val", "test"):
+        made = configuration(tmp_path / "data", split=name)
+        found[name], results = protocol.evaluate(made, toy.model(), toy.PARAMS, tokenizer, 100)
+        path = tmp_path / f"{name}.html"
+        report.write(path, found[name], results, {})
+        page = path.read_text()
+        for told in (f"split <code>{name}</code>", found[name]["weights"], retrieval.DEFINITION):
+            assert told in page
+        assert "Not comparable: this is not the published test split." in page
+    for name, images in (("val", 3), ("test", 7)):
+        assert (found[name]["split"], found[name]["gallery"]) == (name, images)
+        assert (found[name]["queries"], found[name]["excluded_queries"]) == (2 * images, 0)
+        assert found[name]["definition"] == retrieval.DEFINITION
+    assert found["val"]["weights"] == found["test"]["weights"]
+    other = {"scale": np.float32(3.0)}
+    made = configuration(tmp_path / "data")
+    evaluation, _ = protocol.evaluate(made, toy.model(), other, tokenizer, 100)
+    assert evaluation["weights"] != found["test"]["weights"]
 
 
 def test_mistakes_show_before_anything_is_encoded(opened):

@@ -1,6 +1,7 @@
 """The report: one file that needs nothing else, tells everything, and trusts no caption."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import re
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from tests.evaluation import toy
 from unipt_jax.data import tokenization
-from unipt_jax.evaluation import features, protocol, report
+from unipt_jax.evaluation import features, protocol, report, retrieval
 
 EVIL = "<script>alert(\"x\")</script> & '{{ 7 * 7 }}'"
 COUNTS = [2] * 12
@@ -66,6 +67,7 @@ def evaluation(measured):
         "checkpoint": "runs/<b>mine</b>",
         "weights": "0123456789abcdef",
         "protocol": PROTOCOL,
+        "definition": retrieval.DEFINITION,
     }
 
 
@@ -132,6 +134,7 @@ def test_it_tells_the_protocol_the_counts_and_the_figures(text, measured):
 
 
 def test_published_figures_come_with_a_warning_for_another_split(text, measured, evaluation):
+    """Another one by its counts, or by its name (P68)."""
     assert "28.48" in text and "66.83" in text and "UniPT, ICCV 2023" in text
     assert "Not comparable: this is not the published test split." in text
     assert "3,074, 6,156 and 1,000" in text
@@ -139,6 +142,9 @@ def test_published_figures_come_with_a_warning_for_another_split(text, measured,
     measured.summary.update(whole)
     try:
         assert report._shown(measured)["is_published_split"]
+        other = dataclasses.replace(measured.split, name="val")
+        renamed = dataclasses.replace(measured, split=other)
+        assert not report._shown(renamed)["is_published_split"]
     finally:
         measured.summary.update({"images": 11, "captions": 22, "identities": 6})
 

@@ -128,6 +128,7 @@ def test_sides_that_lie_apart_keep_their_ranks_until_centred():
 
 @pytest.mark.parametrize("chunk", [1, 7, 30])
 def test_the_chunk_changes_no_bit(chunk):
+    """Those that divide the queries and those that do not (P92)."""
     query, gallery, *_ = features(30, 24)
     blocks = list(reranked_blocks(query, gallery, k1=6, chunk=chunk))
     assert {len(block) for block in blocks[:-1]} <= {chunk}
@@ -157,7 +158,7 @@ def test_equal_features_give_equal_similarities():
 
 
 def test_no_matrix_of_all_is_held():
-    """1200 items: 12 MB for all distances in float64, of which the references hold several."""
+    """1200 items: 12 MB for all distances in float64; references hold several (P92)."""
     query, gallery, *_ = features(600, 600, identities=100)
     tracemalloc.start()
     for _ in reranked_blocks(query, gallery, k1=4, k2=2, chunk=16):
@@ -178,7 +179,16 @@ def test_numbers_out_of_range_are_named(options):
 
 
 def test_the_first_feature_that_is_not_finite_is_named():
+    """Re-ranking ranks no NaN either (P67)."""
     query, gallery, *_ = features(3, 3)
     gallery[2, 1] = np.nan
     with pytest.raises(DataError, match="gallery features: row 2 is not finite"):
         rerank(query, gallery)
+
+
+def test_an_empty_gallery_is_told():
+    """And no queries have no blocks (P67)."""
+    query, gallery, *_ = features(3, 3)
+    with pytest.raises(DataError, match="gallery features: there are none"):
+        rerank(query, gallery[:0])
+    assert list(reranked_blocks(query[:0], gallery)) == []

@@ -99,6 +99,7 @@ def features(queries=40, gallery=30, identities=8, width=16, seed=0, noise=0.5):
 @settings(max_examples=300, deadline=None)
 @given(cases())
 def test_metrics_equal_a_brute_force(case):
+    """All of them, over the same queries: those that have a match (P108)."""
     want, excluded = brute_force(*case)
     if want is None:
         with pytest.raises(DataError, match=f"none of the {excluded} queries"):
@@ -137,7 +138,7 @@ def test_queries_ranked_together_find_what_each_finds_alone():
 
 
 def test_one_query_by_hand():
-    """Matches at ranks 1, 2, 4 and 7 of 8: AP (1 + 1 + 3/4 + 4/7) / 4, INP 4/7."""
+    """Matches at ranks 1, 2, 4 and 7 of 8: AP (1 + 1 + 3/4 + 4/7) / 4, INP 4/7 (P62)."""
     similarity = np.array([[8, 7, 6, 5, 4, 3, 2, 1]], np.float32)
     gallery = np.array([5, 5, 0, 5, 0, 1, 5, 0])
     metrics = unipt_jax.evaluate_ranks(similarity, np.array([5]), gallery)
@@ -148,6 +149,7 @@ def test_one_query_by_hand():
 
 
 def test_what_each_query_found_is_kept():
+    """Of three queries the second has no match, and counts in no metric (P108)."""
     similarity = np.array([[1, 2, 3, 4], [4, 3, 2, 1], [4, 3, 2, 1]], np.float32)
     ranking = rank_similarity(similarity, np.array([7, 9, 8]), np.array([7, 8, 7, 8]))
     assert ranking.query.tolist() == [0, 2]
@@ -156,16 +158,35 @@ def test_what_each_query_found_is_kept():
     assert ranking.average_precision.tolist() == [(1 / 2 + 2 / 4) / 2] * 2
     assert ranking.inverse_negative_penalty.tolist() == [2 / 4] * 2
     assert ranking.excluded_queries == 1
-    assert ranking.metrics()["R1"] == 0
-    assert ranking.metrics()["R5"] == 100
+    assert ranking.metrics() == {"R1": 0, "R5": 100, "R10": 100, "mAP": 50, "mINP": 50}
 
 
 def test_any_match_within_k_counts_once():
-    """Two copies of the match on top are one hit, and three matches in ten are one, too."""
+    """Two copies of the match on top are one hit, and three matches in ten are one, too (P64)."""
     metrics = unipt_jax.evaluate_ranks(
         np.array([[1, 1, 1, 0], [0, 1, 1, 1]], np.float32), np.array([0, 1]), np.array([0, 0, 0, 1])
     )
     assert [metrics[name] for name in ("R1", "R5", "R10")] == [50, 100, 100]
+
+
+def test_one_of_ten_queries_without_a_match():
+    """It is left out of every mean, and counted; the other nine are as good as without it (P61)."""
+    gallery = np.arange(9)
+    similarity = np.eye(10, 9, dtype=np.float32)
+    similarity[:3] = -similarity[:3]  # Three of the nine find theirs last.
+    ranking = rank_similarity(similarity, np.arange(10), gallery)
+    assert (ranking.excluded_queries, len(ranking.query)) == (1, 9)
+    third = {"R1": 600 / 9, "R5": 600 / 9, "R10": 100, "mAP": 100 * (6 + 3 / 9) / 9}
+    assert ranking.metrics() == pytest.approx(third | {"mINP": third["mAP"]})
+
+
+def test_matches_beyond_rank_10_count():
+    """Twelve matches, of which two come at ranks 21 and 22: no mean over the first ten (P65)."""
+    gallery = np.array([0] * 10 + [1] * 10 + [0] * 2)
+    similarity = -np.arange(22, dtype=np.float32)[None]
+    metrics = unipt_jax.evaluate_ranks(similarity, np.array([0]), gallery)
+    assert metrics["mAP"] == pytest.approx(100 * (10 + 11 / 21 + 12 / 22) / 12)
+    assert metrics["mINP"] == pytest.approx(100 * 12 / 22)
 
 
 def test_a_tie_is_no_hit():
@@ -193,6 +214,7 @@ def test_the_other_direction_differs():
 
 
 def test_the_sign_counts():
+    """What was first is last, where nearness is turned round (P66)."""
     query, gallery, query_identity, gallery_identity = features(noise=0.1)
     near = rank_features(query, gallery, query_identity, gallery_identity).metrics()
     far = rank_features(-query, gallery, query_identity, gallery_identity).metrics()
@@ -214,6 +236,7 @@ def near_ties():
 
 @pytest.mark.parametrize("chunk", [1, 7, 39, 40, 1000])
 def test_the_chunk_changes_no_bit(chunk):
+    """Those that divide the queries and those that do not, and one larger than all (P92)."""
     query, gallery, query_identity, gallery_identity = near_ties()
     rows = unit_rows(query, "query"), unit_rows(gallery, "gallery")
     blocks = list(cosine_blocks(*rows, chunk=chunk))
@@ -341,7 +364,7 @@ def test_all_is_exact_only_where_float32_leaves_much_open(monkeypatch):
 
 
 def test_features_stored_in_float16_rank_as_their_values():
-    """Their length is beyond what float16 can square."""
+    """Their length is beyond what float16 can square (P91)."""
     query, gallery, *labels = features(noise=2.0)
     half = [(300 * side).astype(np.float16) for side in (query, gallery)]
     assert np.linalg.norm(half[0].astype(float), axis=1).min() > np.finfo(np.float16).max ** 0.5
@@ -351,7 +374,7 @@ def test_features_stored_in_float16_rank_as_their_values():
 
 
 def test_neighbours_that_16_bits_cannot_tell_apart_are_told_apart():
-    """2000 items within 1e-3 of each other, stored in bfloat16; the query is one of them."""
+    """2000 items within 1e-3 of each other, stored in bfloat16; the query is one of them (P91)."""
     rng = np.random.default_rng(0)
     gallery = jnp.asarray(rng.normal(size=64) + 0.02 * rng.normal(size=(2000, 64)), jnp.bfloat16)
     labels = np.arange(2000)
@@ -383,7 +406,7 @@ def test_zeros_rank_behind_all():
 
 
 def test_no_matrix_of_all_is_held():
-    """The whole would be 16 MB in float32; a block takes 0.8, the copies of the features 0.3."""
+    """The whole would be 16 MB in float32; a block takes 0.8, the features' copies 0.3 (P92)."""
     rng = np.random.default_rng(0)
     query, gallery = (rng.normal(size=(n, 8)).astype(np.float32) for n in (4000, 1000))
     labels = [np.arange(len(side)) % 500 for side in (query, gallery)]
@@ -459,25 +482,39 @@ def test_an_interval_needs_two_identities():
 
 
 def test_without_any_match_there_is_no_figure():
+    """Nor where there is no gallery or no query, but a line that says so (P61, P67)."""
     with pytest.raises(DataError, match=r"none of the 2 queries .* 3 of the gallery"):
         rank_similarity(np.ones((2, 3), np.float32), np.array([1, 2]), np.array([3, 4, 5]))
     with pytest.raises(DataError, match=r"none of the 2 queries .* 0 of the gallery"):
         rank_similarity(np.ones((2, 0), np.float32), np.array([1, 2]), np.zeros(0, int))
 
 
-def test_the_first_row_with_nan_is_named():
-    """Beyond the first chunk, in a query without a match: still an error."""
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_first_row_that_is_not_finite_is_named(value):
+    """Beyond the first chunk, in a query without a match: still an error (P67)."""
     similarity = np.ones((600, 3), np.float16)
-    similarity[300, 1] = similarity[500] = np.nan
+    similarity[300, 1] = similarity[500] = value
     queries = np.zeros(600, int)
     queries[300] = 9
-    with pytest.raises(DataError, match="similarity: row 300 holds NaN"):
+    with pytest.raises(DataError, match="similarity: row 300 holds NaN or infinity"):
         rank_similarity(similarity, queries, np.array([0, 1, 2]))
+
+
+@pytest.mark.parametrize("types", [(np.int64, np.uint64), (np.uint64, np.int64)])
+def test_large_identities_are_told_apart(types):
+    """Hashes, beyond the whole numbers that a float holds; the nearest float is the same for both.
+
+    The match is the first item, and the other one is more similar.
+    """
+    queries, gallery = np.array([2**53], types[0]), np.array([2**53, 2**53 + 1], types[1])
+    assert float(gallery[0]) == float(gallery[1])
+    assert unipt_jax.evaluate_ranks(np.array([[0.0, 1.0]]), queries, gallery)["R1"] == 0
 
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_first_feature_that_is_not_finite_is_named(side, value):
+    """Of queries and of the gallery, NaN and infinity (P67)."""
     arguments = list(features())
     arguments[side][7, 2] = arguments[side][11, 0] = value
     name = ("query", "gallery")[side]
@@ -521,9 +558,13 @@ def test_blocks_must_be_the_whole_matrix(shapes, fault):
         ((np.ones((1, 2)), np.array([1.0]), np.array([1, 2])), r"query identities: float64\[1\]"),
         ((np.ones((1, 2)), np.array([1]), np.array(["1", "2"])), "gallery identities: <U1"),
         ((np.ones((1, 2)), np.array([[1]]), np.array([1, 2])), r"int64\[1, 1\], expected int\[N\]"),
+        (([[1.0, 2.0], [3.0]], np.array([1, 2]), np.array([1, 2])), "similarity: .*inhomogeneous"),
+        ((np.ones((1, 2)), [[1], [2, 3]], np.array([1, 2])), "query identities: .*inhomogeneous"),
+        ((None, np.array([1]), np.array([1, 2])), r"similarity: object\[\]"),
     ],
 )
 def test_types_are_not_guessed(unchecked, arguments, fault):
+    """Whole numbers, texts, floats and ragged lists, each where it does not fit (P67)."""
     with pytest.raises(DataError, match=fault):
         unipt_jax.evaluate_ranks(*arguments)
 

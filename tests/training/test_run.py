@@ -413,7 +413,10 @@ def rank_1(workdir, source, params):
 def test_fine_tuning_measures_keeps_the_best_and_goes_on(
     three_splits, small, tmp_path, monkeypatch
 ):
-    """Also P28 with a moving average: an interrupted run ends with the same bits in both trees."""
+    """By `val` unless told otherwise (P101).
+
+    An interrupted run ends with the same bits, those of the moving average too (P28).
+    """
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     made = fine_tuning(three_splits)
     run.train(made, straight, False)
@@ -460,6 +463,7 @@ def test_fine_tuning_measures_keeps_the_best_and_goes_on(
 
 
 def test_the_papers_protocol_measures_on_test(three_splits, small, tmp_path, monkeypatch):
+    """Only where it is asked for by name (P101)."""
     found = []
 
     def measure(*, state, score, **_):
@@ -474,7 +478,7 @@ def test_the_papers_protocol_measures_on_test(three_splits, small, tmp_path, mon
 
 
 def test_measuring_needs_its_split_before_anything_is_written(data, tmp_path):
-    """A data set without val is refused, or not measured on where that was asked for (P103)."""
+    """Without `val` it is refused, and measured on no other split instead (P61, P101, P103)."""
     made = fine_tuning(data)
     for go in (lambda: run.check(made, None), lambda: run.train(made, tmp_path, False)):
         with pytest.raises(DataError, match="has no split 'val'"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,11 +29,15 @@ SET = Record(
 PART = [AnyOf((str, FORMS))]
 COMBINATION = Record({"of": [str], "cases": [Record({"when": [str], "forms": FORMS})]})
 
+# What one entry of a file may stand for: a slip of the pen, in product, could fill the memory.
+MOST_WAYS = 100_000
+
 # Is told a place in the file and what is wrong there.
 Fault: TypeAlias = Callable[[str, object], None]
 
+SYNTAX = re.compile(r"[{}\[\]<>|]")  # Of the language of templates.
 _FIELD = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
-_SPACES = re.compile(" {2,}")
+SPACES = re.compile(" {2,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +107,9 @@ class AttributeReader:
             self.fault(where, "needs either 'phrases' or 'parts'")
         if ("label" in value) != ("parts" in value):
             self.fault(where, "needs 'label' with 'parts', and only then")
+        for text in value.get("negatives", ()):
+            if not text.strip() or SYNTAX.search(text):
+                self.fault(where, f"negative {text!r} is blank or holds one of {{}}[]<>|")
         phrases = [*self._listed(where, value), *self._composed(where, value)]
         self._check_distinct(where, [phrase.label for phrase in phrases])
         return AttributeSet(
@@ -155,6 +163,10 @@ class AttributeReader:
         if unknown or not roles or "label" not in value:
             return
         entries = {role: self._entries(part) for role, part in roles.items()}
+        ways = math.prod(map(len, entries.values()))
+        if ways > MOST_WAYS:
+            self.fault(where, f"has {ways} phrases; at most {MOST_WAYS} are taken")
+            return
         texts = {form: as_list(options) for form, options in value.get("forms", {}).items()}
         asked = itertools.chain([value["label"]], *texts.values())
         for field in _missing_fields(entries, asked):
@@ -216,6 +228,9 @@ class AttributeReader:
                 self.fault(where, f"{name!r} is no name: letters, digits and _ alone")
 
     def _check_distinct(self, where: str, labels: list[str]) -> None:
+        for label in labels:
+            if not label.strip():
+                self.fault(where, f"label {label!r} is blank")
         for label, count in Counter(labels).items():
             if count > 1:
                 self.fault(where, f"{label!r} occurs {count} times")
@@ -250,4 +265,4 @@ def _filled(text: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[str
             options.append([f"{{{role}.{field}}}" if field else f"{{{role}}}"])
         options.append([after])
     for choice in itertools.product(*options):
-        yield _SPACES.sub(" ", "".join(choice)).strip()
+        yield SPACES.sub(" ", "".join(choice)).strip()

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from unipt_jax.captioning import composer, scorer
 from unipt_jax.captioning.lexicon import Lexicon
 from unipt_jax.core import trees
-from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.core.sharding import batch_sharding
 from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoder
@@ -38,7 +38,7 @@ def require_temperature(model: DualEncoder) -> None:
     if model.spec.temperature == "none":
         raise ConfigError(
             "the model of `clip` has no temperature, so that no optional attribute would ever be "
-            "kept; take a CLIP, or a run with contrastive.temperature=learned"
+            "kept; take a CLIP, or a run with similarity.temperature=learned"
         )
 
 
@@ -101,7 +101,17 @@ class Captioner:
     def row(
         self, path: str, indices: Int[np.ndarray, " A"], probabilities: Float[np.ndarray, " A"]
     ) -> dict[str, Any]:
-        """Returns the line of `captions.jsonl` of one judged image: path, caption, attributes."""
+        """Returns the line of `captions.jsonl` of one judged image: path, caption, attributes.
+
+        Raises:
+            DataError: a probability is not finite.
+        """
+        if not np.isfinite(probabilities).all():
+            name = list(self._labels)[int(np.argmin(np.isfinite(probabilities)))]
+            raise DataError(
+                f"{path}: the probability of {name!r} is not finite; the weights of `clip`, or its "
+                "temperature, are damaged"
+            )
         attributes = {
             name: {
                 "phrase": phrases[index] if index >= 0 else None,

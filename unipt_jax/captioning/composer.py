@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unipt_jax.captioning import templates
+from unipt_jax.captioning.attributes import SPACES
 from unipt_jax.captioning.lexicon import Lexicon
 from unipt_jax.captioning.templates import Forms, Template
 from unipt_jax.core.errors import DataError, nearest
@@ -35,7 +36,9 @@ def write(
     """Fills `template` with `choices`; `pick` takes one of several synonyms. See `compose`."""
     chosen = _chosen(lexicon, choices)
     texts = [templates.render(piece, chosen, pick, lexicon.joints) for piece in template.pieces]
-    return templates.capitalize(lexicon.rewrite(" ".join([text for text in texts if text])))
+    text = lexicon.rewrite(" ".join([text for text in texts if text]))
+    # A form may be empty, or end in the space that the next one begins with.
+    return templates.capitalize(SPACES.sub(" ", text).strip())
 
 
 class Picker:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,6 @@ LEXICON = Record(
     },
 )
 
-_SYNTAX = re.compile(r"[{}\[\]<>|]")
 _MARK = re.compile("\0([^\0]+)\0")
 
 
@@ -97,7 +97,10 @@ def parse(content: Any, name: str) -> Lexicon:
     """Returns the lexicon in a file's `content`; errors, those of `load`, start with `name`."""
     faults = list(faults_of_shape(content, LEXICON))
     if not faults:
-        lexicon = _read(content, lambda where, what: faults.append(f"{where}: {what}"))
+        try:
+            lexicon = _read(content, lambda where, what: faults.append(f"{where}: {what}"))
+        except RecursionError:
+            faults.append("groups, lists, forms or fragments are nested too deeply")
     if faults:
         raise DataError(f"{name}: {'; '.join(dict.fromkeys(faults))}")
     return lexicon
@@ -105,6 +108,8 @@ def parse(content: Any, name: str) -> Lexicon:
 
 def _read(content: Mapping[str, Any], fault: Fault) -> Lexicon:
     """Returns the lexicon in `content`, to be used only if `fault` was not called."""
+    if not content["sets"]:
+        fault("sets", "are empty")
     joints = _read_joints(content["joints"], fault)
     rewrites = tuple(_read_rewrites(content.get("rewrites", {}), fault))
     synonyms = _read_synonyms(content.get("synonyms", {}), fault)
@@ -122,8 +127,9 @@ def _read(content: Mapping[str, Any], fault: Fault) -> Lexicon:
     checker = _TemplateChecker(sets, combinations, joints, fault)
     names = _read_fragments(content.get("fragments", {}), synonyms, checker)
     for wrapper in content["wrappers"]:
-        if wrapper.count("{}") != 1:
-            fault(f"wrapper {wrapper!r}", "{} must stand in it once")
+        before, *after = wrapper.split("{}")
+        if len(after) != 1 or attributes.SYNTAX.search(before + after[0]):
+            fault(f"wrapper {wrapper!r}", "{} must stand in it once, and no other of {}[]<>|")
     return Lexicon(
         sets,
         combinations,
@@ -137,6 +143,9 @@ def _read(content: Mapping[str, Any], fault: Fault) -> Lexicon:
 def _read_joints(joints: list[str], fault: Fault) -> Joints:
     if len(joints) not in (2, 3):
         fault("joints", "2 or 3 texts are needed: comma, last, last after a nested list")
+    for joint in joints:
+        if attributes.SYNTAX.search(joint):
+            fault("joints", f"{joint!r} holds one of {{}}[]<>|")
     return Joints(joints[0], joints[min(1, len(joints) - 1)], joints[-1])
 
 
@@ -146,14 +155,14 @@ def _read_rewrites(rewrites: Mapping[str, str], fault: Fault) -> Iterator[tuple[
             compiled = re.compile(pattern)
             compiled.sub(replacement, "")  # Refuses references to groups that are not there.
             yield compiled, replacement
-        except (re.error, IndexError) as error:
+        except (re.error, IndexError, OverflowError, RecursionError) as error:
             fault(f"rewrite {pattern!r}", error)
 
 
 def _read_synonyms(synonyms: Mapping[str, list[str]], fault: Fault) -> dict[str, Node]:
     for name, words in synonyms.items():
         for word in words:
-            if not word.strip() or _SYNTAX.search(word):
+            if not word.strip() or attributes.SYNTAX.search(word):
                 fault(f"synonym {name!r}", f"{word!r} is blank or holds one of {{}}[]<>|")
     return {name: templates.alternatives(words) for name, words in synonyms.items()}
 
@@ -185,6 +194,10 @@ def _read_templates(
             for piece in as_list(text)
         ]
         expansions = []
+        ways = math.prod(map(len, pieces))
+        if ways > attributes.MOST_WAYS:
+            checker.fault(where, f"stands for {ways}; at most {attributes.MOST_WAYS} are taken")
+            continue
         for chosen in itertools.product(*pieces):
             skeleton = " ".join(option for option, _ in chosen)
             if skeleton in seen:
@@ -246,7 +259,10 @@ class _TemplateChecker:
                 )
             if idle:
                 self.fault(where, f"{template.skeleton!r} says {idle} and claims to leave it out")
-            if missing or idle:
+            silent = not self._text(template, self._always)
+            if silent and not missing:
+                self.fault(where, f"{template.skeleton!r} may say nothing at all")
+            if missing or idle or silent:
                 return  # One expansion is enough to show what is wrong with the entry.
 
     def _unsaid(self, template: Template) -> set[str]:
@@ -258,11 +274,14 @@ class _TemplateChecker:
 
     def _said(self, template: Template, chosen: Mapping[str, Forms]) -> set[str]:
         """Returns the sets that the template speaks of if there is something in `chosen` alone."""
+        return set(_MARK.findall(self._text(template, chosen)))
+
+    def _text(self, template: Template, chosen: Mapping[str, Forms]) -> str:
         texts = [
             templates.render(piece, chosen, lambda options: options[0], self._joints) or ""
             for piece in template.pieces
         ]
-        return set(_MARK.findall("".join(texts)))
+        return "".join(texts).strip()
 
     def _is_fillable(self, where: str, name: str, form: str) -> bool:
         if name in self._sets:

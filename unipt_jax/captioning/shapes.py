@@ -1,16 +1,19 @@
 """Shapes of JSON values, and what in a value departs from its shape.
 
-A shape is `str` or `bool`, `[shape]` for a list with at least one item, `{str: shape}` for an
-object with names of one's own, `Record` for one with given names, or `AnyOf` several shapes that
-differ in the type of the value.
+A shape is `str`, of one line, or `bool`, `[shape]` for a list with at least one item, `{str:
+shape}` for an object with names of one's own, `Record` for one with given names, or `AnyOf` several
+shapes that differ in the type of the value.
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unipt_jax.core.errors import nearest
 
+# Controls, halves of surrogate pairs, ends of lines and of paragraphs.
+_UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _KINDS = {bool: "true or false", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -56,6 +59,8 @@ def faults_of_shape(value: Any, shape: Any, where: str = "") -> Iterator[str]:
             yield f"{place} is empty"
         for index, item in enumerate(value):
             yield from faults_of_shape(item, shape[0], f"{where}[{index}]")
+    elif isinstance(value, str) and _UNWRITABLE.intersection(map(unicodedata.category, value)):
+        yield f"{place} holds a line break or another character that no caption can have: {value!r}"
 
 
 def _kind(shape: Any) -> type:

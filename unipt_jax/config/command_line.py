@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import gc
+import io
 import logging
 import os
 import re
@@ -83,6 +84,8 @@ def main(
     # thread's error beside that which it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.unraisablehook = _complain
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Of any encoding, and names hold whatever bytes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given = sys.argv[1:] if arguments is None else arguments
         flags, overrides = parse(doc, given, claims=claims, takes=takes)
@@ -273,13 +276,13 @@ def _stage(
         ConfigError: it is of no stage, or of one whose schema is not what the script `takes`.
     """
     values = load.read(spec, overrides)
-    stage = values.get("stage")
     path, _ = load.split_spec(spec)
-    if stage not in schema.STAGES:
-        raise ConfigError(f"{path}: stage={stage!r}{nearest(str(stage), schema.STAGES)}")
-    described = schema.STAGES[stage]
+    try:
+        described = schema.stage_of(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not issubclass(described, takes):
-        script = "train" if described is schema.Train else stage
+        script = "train" if described is schema.Train else values["stage"]
         raise ConfigError(
             f"--config={path} is for launch/{script}.py; this script takes "
             + " or ".join(f"stage={name!r}" for name, cls in schema.STAGES.items() if cls is takes)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from unipt_jax.config import schema
+from unipt_jax.core.errors import printable
 
 
 def fields(stage: type, values: Mapping[str, Any], width: int) -> Text:
@@ -52,4 +53,6 @@ def _written(value: Any) -> str:
     """Returns a value as it is written on the command line."""
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value) if value not in ("", (), []) else "empty"
+    if value in ("", (), []):
+        return "empty"
+    return printable(value) if isinstance(value, str) else schema.shown(value)

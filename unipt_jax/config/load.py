@@ -75,7 +75,7 @@ def read_file(path: str, words: list[str]) -> tuple[dict[str, Any], dict[str, st
         except Exception as error:
             raise ConfigError(f"--config={path}: get_config failed: {error!r}") from error
         choices = {name.split("=")[0] for name in known if "=" in name}
-        fields = [key for key in pairs if _field_kind(values.get("stage"), key)]
+        fields = [key for key in pairs if _field_kind(values, key)]
         unknown = [f"{key}={pairs[key]}" for key in pairs if key in choices and key not in fields]
     if unknown:
         raise ConfigError(f"{path} has no variant {unknown[0]!r}{nearest(unknown[0], known)}")
@@ -85,13 +85,13 @@ def read_file(path: str, words: list[str]) -> tuple[dict[str, Any], dict[str, st
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets the nested `values["a"]["b"]` for the key `a.b`; the schema judges it afterwards."""
     *parents, name = key.split(".")
-    kind = _field_kind(values.get("stage"), key)
+    kind = _field_kind(values, key)
     # A list of texts may come without brackets, and a directory may be called 2024.
     texts = ("str",) if str(value).startswith(("(", "[")) else ("str", "tuple of str")
     if isinstance(value, str) and kind not in texts:
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = {"true": True, "false": False}.get(value.lower(), value)
     node = values
     for parent in parents:
@@ -101,9 +101,11 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     node[name] = value
 
 
-def _field_kind(stage: Any, key: str) -> str | None:
+def _field_kind(values: Any, key: str) -> str | None:
     """Returns the type name of a field, or None where the schema does not know it."""
-    if stage not in schema.STAGES:
+    try:
+        stage = schema.stage_of(values)
+    except ConfigError:
         return None
-    kinds = {each.name: each.kind for each in schema.describe(schema.STAGES[stage])}
+    kinds = {each.name: each.kind for each in schema.describe(stage)}
     return kinds.get(key)

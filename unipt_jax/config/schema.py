@@ -4,9 +4,11 @@
 """
 # ruff: noqa: RUF009 - `group` declares a field, as `dataclasses.field` does; it shares no value.
 
+import ctypes
 import dataclasses
 import difflib
 import math
+import operator
 import re
 import types
 import typing
@@ -19,6 +21,12 @@ Config = TypeVar("Config")
 
 # JAX's keys hold 32 bits of a seed: 2**32 would silently be 0.
 MAX_SEED = 2**32 - 1
+# Of every other whole number: devices count in 32 bits, with a sign.
+MAX_COUNT = 2**31 - 1
+# Letters of a value that an error repeats.
+_MOST_SHOWN = 200
+# Beyond what anybody trains on, and little enough that the limit is told before memory runs out.
+_MOST_PIXELS, _MOST_ROWS = 4096, 2**20
 
 
 def field(
@@ -34,7 +42,8 @@ def field(
 ) -> Any:
     """Declares a field: what it means (with unit and source), its default, its range.
 
-    Bounds hold for each element of a tuple. `free_on_resume` fields may differ between a run and
+    Bounds hold for each element of a tuple, and for floats in float32 too. Whole numbers without
+    `at_most` are at most `MAX_COUNT`. `free_on_resume` fields may differ between a run and
     its continuation, since no parameter depends on them but for rounding.
     """
     metadata = {
@@ -63,19 +72,20 @@ def group(cls: type, *, free_on_resume: bool = False) -> Any:
 class Image:
     """What happens to pixels."""
 
-    height: int = field("pixels", default=384, at_least=1)
-    width: int = field("pixels", default=128, at_least=1)
+    height: int = field("pixels", default=384, at_least=1, at_most=_MOST_PIXELS)
+    width: int = field("pixels", default=128, at_least=1, at_most=_MOST_PIXELS)
     flip: float = field("probability of a horizontal flip", default=0.5, at_least=0, at_most=1)
     padding: int = field(
         "pixels added on each side before a random crop back to size (IRRA: 10)",
         default=0,
         at_least=0,
+        at_most=_MOST_PIXELS,
     )
     erase: float = field(
         "probability of erasing a rectangle (IRRA: 0.5)", default=0.0, at_least=0, at_most=1
     )
     pool: int = field(
-        "augmentations drawn of TBPS-CLIP's six (TBPS-CLIP: 2)", default=0, at_least=0
+        "augmentations drawn of TBPS-CLIP's six (TBPS-CLIP: 2)", default=0, at_least=0, at_most=100
     )
 
 
@@ -86,7 +96,9 @@ class Text:
     tokenizer: str = field(
         "a Hugging Face name, or a directory with tokenizer.json", default="bert-base-uncased"
     )
-    length: int = field("tokens, special ones included (paper: 100)", default=100, at_least=3)
+    length: int = field(
+        "tokens, special ones included (paper: 100)", default=100, at_least=3, at_most=4096
+    )
     buckets: tuple[int, ...] = field(
         "shorter lengths, in tokens, that a batch may be padded to instead of `length`",
         default=(),
@@ -126,7 +138,7 @@ class Model:
     image: str = field("variant of the image encoder", default="vit_b16")
     text: str = field("variant of the text encoder", default="bert_base")
     embedding_dim: int = field(
-        "width of the joint space (released code: 768)", default=768, at_least=1
+        "width of the joint space (released code: 768)", default=768, at_least=1, at_most=16_384
     )
     pooling: str = field(
         "max: over all tokens (paper); class: the class and the end-of-text token (CLIP)",
@@ -320,18 +332,23 @@ class Train:
         "how often each of `data` comes in an epoch, for small ones beside large ones; empty: once",
         default=(),
         at_least=1,
+        at_most=1000,
     )
     seed: int = field(
         "of parameters, data order, augmentation, masking", default=0, at_least=0, at_most=MAX_SEED
     )
     steps: int = field("optimizer steps; 0: follow `epochs`", default=0, at_least=0)
     epochs: float = field(
-        "passes over the captions, when steps is 0 (paper: 15)", default=15.0, at_least=0
+        "passes over the captions, when steps is 0 (paper: 15)",
+        default=15.0,
+        at_least=0,
+        at_most=1_000_000,
     )
     batch_size: int = field(
         "global, over all devices and processes (paper: 512, fine-tuning 64)",
         default=512,
         at_least=1,
+        at_most=_MOST_ROWS,
     )
     instances: int = field(
         "captions of each identity in a batch; 0: as they come", default=0, at_least=0
@@ -351,7 +368,11 @@ class Train:
         below=1,
     )
     workers: int = field(
-        "processes that decode images; 0: threads", default=0, at_least=0, free_on_resume=True
+        "processes that decode images; 0: threads",
+        default=0,
+        at_least=0,
+        at_most=1000,
+        free_on_resume=True,
     )
     dry_run: bool = field(
         "print shapes and memory, draw the first batch beside --workdir, and stop before a step",
@@ -509,14 +530,17 @@ class Prepare:
         at_most=MAX_SEED,
     )
     count: int = field("of drawn pedestrians", default=10_000, at_least=1)
-    height: int = field("of their pictures, in pixels", default=256, at_least=8)
-    width: int = field("the same", default=128, at_least=4)
+    height: int = field(
+        "of their pictures, in pixels", default=256, at_least=8, at_most=_MOST_PIXELS
+    )
+    width: int = field("the same", default=128, at_least=4, at_most=_MOST_PIXELS)
     pixels: tuple[int, ...] = field(
         "height and width that the model takes: images are stored decoded and resized to them, "
         "which training then reads several times faster; 3 bytes a pixel (144 KiB an image of "
         "384x128), and for models of that size alone; empty: images are stored as they came",
         default=(),
         at_least=1,
+        at_most=_MOST_PIXELS,
     )
     on_bad_record: str = field(
         "stop at bad records (all are reported), or leave them out and count them",
@@ -551,7 +575,7 @@ class Prepare:
                 )
         if self.beam_options and not self.beam_runner:
             raise ConfigError(
-                f"beam_options={','.join(self.beam_options)} are for a runner; pass "
+                f"beam_options={list(self.beam_options)} are for a runner; pass "
                 "--config.beam_runner=... too"
             )
         if not self.source and self.dataset != "drawn":
@@ -599,6 +623,7 @@ class Caption:
         "images at a time on each device, by which the result is the same on any number of them",
         default=64,
         at_least=1,
+        at_most=_MOST_ROWS,
     )
     on_bad_record: str = field(
         "stop at an image that cannot be read, or leave it out and count it",
@@ -634,6 +659,7 @@ class Evaluate:
         "over all devices, of which it becomes a multiple; changes nothing but rounding",
         default=128,
         at_least=1,
+        at_most=_MOST_ROWS,
     )
     on_bad_record: str = field(
         "stop at an image that cannot be read, or leave it and its captions out and count it",
@@ -660,8 +686,9 @@ class Convert:
         "pixels, for which position embeddings are resized; 0: as in the source",
         default=0,
         at_least=0,
+        at_most=_MOST_PIXELS,
     )
-    width: int = field("the same", default=0, at_least=0)
+    width: int = field("the same", default=0, at_least=0, at_most=_MOST_PIXELS)
     activation: str = field(
         "of a CLIP whose file does not tell: quick_gelu (OpenAI's weights) or gelu; empty: told",
         default="",
@@ -723,7 +750,10 @@ class Search:
     )
     port: int = field("of the web page", default=7860, at_least=1, at_most=65535)
     batch_size: int = field(
-        "images at a time when they are indexed, over all local devices", default=64, at_least=1
+        "images at a time when they are indexed, over all local devices",
+        default=64,
+        at_least=1,
+        at_most=_MOST_ROWS,
     )
 
     def __post_init__(self) -> None:
@@ -757,21 +787,33 @@ STAGES: Mapping[str, type] = {
 # ---------------------------------------------------------------------------- checking
 
 
-def build(values: Mapping[str, Any]) -> Any:
+def build(values: Any) -> Any:
     """Returns the frozen dataclass of `values["stage"]`, checked.
 
     Raises:
         ConfigError: lists every unknown field (with the nearest known one), missing field, wrong
             type and value out of range.
     """
-    stage = values.get("stage")
-    if stage not in STAGES:
-        raise ConfigError(f"stage={stage!r}{nearest(str(stage), STAGES)}")
+    cls = stage_of(values)
     faults: list[str] = []
-    built = _build(STAGES[stage], values, "", faults, STAGES[stage])
+    built = _build(cls, values, "", faults, cls)
     if faults:
         raise ConfigError("; ".join(faults))
     return built
+
+
+def stage_of(values: Any) -> type:
+    """Returns the schema of nested values.
+
+    Raises:
+        ConfigError: they are no such values, or of no known stage.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{shown(values)} is no group of fields")
+    stage = values.get("stage")
+    if not isinstance(stage, str) or stage not in STAGES:
+        raise ConfigError(f"stage={shown(stage)}{nearest(shown(stage), STAGES)}")
+    return STAGES[stage]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -822,6 +864,15 @@ def describe(cls: type, prefix: str = "") -> list[Described]:
     return rows
 
 
+def shown(value: Any) -> str:
+    """Returns a value as it is written in Python; of a long one the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # Of whole numbers with more than 4300 digits Python tells none.
+        return "(a number too long to write)"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 def suggest(name: str, cls: type) -> str:
     """Returns `"; did you mean 'a.b'?"` for the field of `cls` nearest to the unknown `name`.
 
@@ -856,16 +907,15 @@ def resume_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _build(
-    cls: type, values: Mapping[str, Any], prefix: str, faults: list[str], whole: type
+    cls: type, values: Mapping[Any, Any], prefix: str, faults: list[str], whole: type
 ) -> Any:
     """Returns the part of a `whole` configuration that lies under `prefix`, or None with faults."""
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}
-    faults += [
-        f"{prefix}{name} is unknown{suggest(prefix + name, whole)}"
-        for name in values
-        if name not in fields
-    ]
+    for name in values:
+        if name not in fields:
+            text = prefix + (name if isinstance(name, str) and name.isprintable() else repr(name))
+            faults.append(f"{text} is unknown{suggest(text, whole)}")
     arguments, before = {}, len(faults)
     for name, item in fields.items():
         where = prefix + name
@@ -879,14 +929,16 @@ def _build(
                 arguments[name] = _build(hints[name], value, where + ".", faults, whole)
             else:
                 fields_there = ", ".join(item.name for item in dataclasses.fields(hints[name]))
-                faults.append(f"{where} is a group of fields, not {value!r}; its: {fields_there}")
+                faults.append(
+                    f"{where} is a group of fields, not {shown(value)}; its: {fields_there}"
+                )
             continue
         fits, value = _coerce(value, hints[name])
         if fits:
             arguments[name] = value
             faults += _range_faults(where, value, item.metadata)
         else:
-            faults.append(f"{where}={value!r} is not of type {_kind_name(hints[name])}")
+            faults.append(f"{where}={shown(value)} is not of type {_kind_name(hints[name])}")
     if len(faults) > before:
         return None
     try:
@@ -915,7 +967,10 @@ def _coerce(value: Any, kind: Any) -> tuple[bool, Any]:
         pairs = [_coerce(entry, element) for entry in value]
         return all(fits for fits, _ in pairs), tuple(entry for _, entry in pairs)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
+        try:
+            return True, float(value)
+        except OverflowError:
+            return False, value
     if kind is int and isinstance(value, bool):
         return False, value
     return isinstance(value, kind), value
@@ -925,18 +980,35 @@ def _range_faults(where: str, value: Any, limits: Mapping[str, Any]) -> list[str
     faults = []
     for entry in value if isinstance(value, tuple) else (value,):
         if limits["choices"] and entry not in limits["choices"]:
-            faults.append(f"{where}={entry!r}{nearest(str(entry), map(str, limits['choices']))}")
-        if limits["at_least"] is not None and not entry >= limits["at_least"]:
-            faults.append(f"{where}={entry!r} must be at least {limits['at_least']}")
-        if limits["above"] is not None and not entry > limits["above"]:
-            faults.append(f"{where}={entry!r} must be above {limits['above']}")
-        if limits["at_most"] is not None and not entry <= limits["at_most"]:
-            faults.append(f"{where}={entry!r} must be at most {limits['at_most']}")
-        if limits["below"] is not None and not entry < limits["below"]:
-            faults.append(f"{where}={entry!r} must be below {limits['below']}")
-        if isinstance(entry, float) and not math.isfinite(entry):
-            faults.append(f"{where}={entry!r} must be finite")
+            faults.append(f"{where}={shown(entry)}{nearest(entry, map(str, limits['choices']))}")
+        computed = _as_computed(entry) if isinstance(entry, float) else entry
+        for name, holds in _BOUNDS.items():
+            bound = limits[name]
+            if bound is None and name == "at_most" and type(entry) is int:
+                bound = MAX_COUNT
+            if bound is None or (holds(entry, bound) and holds(computed, bound)):
+                continue
+            also = f", and is {computed!r} in 32 bits" if holds(entry, bound) else ""
+            words = name.replace("_", " ")
+            faults.append(f"{where}={shown(entry)} must be {words} {bound}{also}")
+        if isinstance(entry, float) and not math.isfinite(computed):
+            also = " in 32 bits" if math.isfinite(entry) else ""
+            faults.append(f"{where}={entry!r} must be finite{also}")
     return faults
+
+
+_BOUNDS = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+
+
+def _as_computed(number: float) -> float:
+    """Returns what devices make of a float: they have 32 bits, and take the least ones for 0."""
+    rounded = ctypes.c_float(number).value
+    return 0.0 if abs(rounded) < 2.0**-126 else rounded
 
 
 def _kind_name(kind: Any) -> str:

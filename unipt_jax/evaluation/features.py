@@ -111,7 +111,7 @@ def extract(
 
     Raises:
         DataError: the split is empty or stores pixels of another size than the model takes; an
-            image cannot be read and `quarantine` is off, or none can.
+            image cannot be read and `quarantine` is off, or none can; a feature is not finite.
     """
     if not len(split.images):
         raise DataError(f"{split.directory}: split {split.name!r} is empty; nothing to evaluate")
@@ -147,6 +147,7 @@ def extract(
             f"read; first: {faults[0]}"
         )
     image = {name: rows[kept] if faults else rows for name, rows in found.items()}
+    _require_finite(image, lambda row: f"image {split.images[kept[row]]['path']!r}")
 
     readable = np.isin(split.pairs[0], kept)
     pairs = np.flatnonzero(readable)
@@ -162,6 +163,7 @@ def extract(
             for rows, result in _encoded(encode, params, load, batches, mesh):
                 found = _filled(found, np.searchsorted(pairs, rows), result, pairs)
                 progress.advance(len(rows))
+    _require_finite(found, lambda row: f"caption {caption_of(split, int(pairs[row]))!r}")
     return Features(image, found, kept, pairs, faults)
 
 
@@ -310,6 +312,18 @@ def _filled(found: Named | None, rows: np.ndarray, values: Named, of: np.ndarray
     for name, each in values.items():
         found[name][rows] = each
     return found
+
+
+def _require_finite(features: Named, called: Callable[[int], str]) -> None:
+    """Names the first image or caption that the model has no number for."""
+    for name, rows in features.items():
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"{called(int(bad[0]))}: the model's feature {name!r} of it is not finite, nor are "
+                f"those of {len(bad) - 1} more of {len(rows)}; its parameters are damaged, or its "
+                "arithmetic overflows"
+            )
 
 
 class _Progress:

@@ -25,6 +25,7 @@ from unipt_jax.evaluation import features as features_lib
 from unipt_jax.evaluation.features import CONCATENATED, Features
 from unipt_jax.evaluation.reranking import reranked_blocks
 from unipt_jax.evaluation.retrieval import (
+    DEFINITION,
     Ranking,
     bootstrap,
     cosine_blocks,
@@ -183,6 +184,7 @@ def evaluate(
         "intervals": {direction: each["intervals"] for direction, each in figures.items()},
         **{name: first[name] for name in ("reranked", "quarantined")},
         "protocol": origin.sentence(),
+        "definition": DEFINITION,
         "weights": fingerprint(params),
         "data_sets": [result.summary for result in results],
     }
@@ -352,13 +354,15 @@ class Origin:
     Attributes:
         stage: of the run, or empty for weights from elsewhere.
         trained: names of the data sets that it was trained on.
-        paper_protocol: whether the test split chose the checkpoint.
+        measured: whether checkpoints were compared on a split, and the best one kept.
+        paper_protocol: whether that was the test split.
         tested_before: whether a test split chose one that its training started from.
         config: the run's configuration.
     """
 
     stage: str
     trained: Sequence[str]
+    measured: bool
     paper_protocol: bool
     tested_before: bool
     config: Mapping[str, Any]
@@ -384,12 +388,12 @@ class Origin:
                 f"{trained}, from a checkpoint that was itself chosen on a test split "
                 "(paper_protocol=True)."
             )
-        if self.stage == "finetune":
-            return f"{trained}. No test split had a part in choosing the checkpoint."
-        if self.stage == "pretrain":
+        if self.stage in ("finetune", "pretrain"):
+            alone = "" if self.stage == "finetune" else " and not fine-tuned"
+            which = "best on the validation split" if self.measured else "last of its training"
             return (
-                f"{trained} and not fine-tuned. No test split had a part in "
-                "choosing the checkpoint."
+                f"{trained}{alone}. The checkpoint is the {which}. No test split had a part in "
+                "choosing it."
             )
         return "Weights from elsewhere: how their checkpoint was chosen is not recorded."
 
@@ -398,21 +402,56 @@ def read_origin(checkpoint: str) -> Origin:
     """Reads what the configuration beside a checkpoint tells of it.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or is none that a run wrote.
     """
-    if not is_run(checkpoint):
-        return Origin("", (), False, False, {})
-    config = read_json(epath.Path(checkpoint) / CONFIG_FILE)
+    config = _config_of(checkpoint)
+    if not config:
+        return Origin("", (), False, False, False, {})
     data = config.get("data", [])
-    directories = [data] if isinstance(data, str) else data
-    before = read_origin(config["init"]) if config.get("init") else None
     return Origin(
         stage=config["stage"],
-        trained=[_name_of(directory) for directory in directories],
+        trained=[_name_of(directory) for directory in ([data] if isinstance(data, str) else data)],
+        measured=config.get("evaluate", False),
         paper_protocol=config.get("paper_protocol", False),
-        tested_before=before is not None and (before.paper_protocol or before.tested_before),
+        tested_before=_tested_before(config),
         config=config,
     )
+
+
+def _tested_before(config: Mapping[str, Any]) -> bool:
+    """Tells whether a test split chose a run that this one started from, directly or not."""
+    waiting, seen = _starts(config), set()
+    while waiting:
+        place = waiting.pop()
+        if place in seen:  # Two runs can have started from each other, in turn.
+            continue
+        seen.add(place)
+        before = _config_of(place)
+        if before.get("paper_protocol"):
+            return True
+        waiting += _starts(before)
+    return False
+
+
+def _starts(config: Mapping[str, Any]) -> list[str]:
+    names = ["init"] if config.get("init") else ["init_image", "init_text"]
+    return [config[name] for name in names if config.get(name)]
+
+
+def _config_of(checkpoint: str) -> Mapping[str, Any]:
+    """Returns the configuration of a run, with what is read of it here checked; empty: no run."""
+    if not is_run(checkpoint):
+        return {}
+    path = epath.Path(checkpoint) / CONFIG_FILE
+    config = read_json(path)
+    kinds = {"stage": str, "data": (str, list), "evaluate": bool, "paper_protocol": bool}
+    kinds |= dict.fromkeys(("init", "init_image", "init_text"), str)
+    wrong = [name for name in kinds if name in config and not isinstance(config[name], kinds[name])]
+    if not wrong and not all(isinstance(each, str) for each in config.get("data", ())):
+        wrong = ["data"]
+    if wrong:
+        raise DataError(f"{path}: {wrong[0]}={config[wrong[0]]!r} is nothing that a run wrote")
+    return config
 
 
 def fingerprint(params: Any) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unipt_jax.core import trees
+from unipt_jax.core.errors import printable
 from unipt_jax.core.files import write_bytes
 from unipt_jax.data import images
 from unipt_jax.data.builders import Split
@@ -42,7 +43,7 @@ def table(evaluation: Mapping[str, Any]) -> Table:
         made.add_column(name, justify="right", no_wrap=True)
     for summary in evaluation["data_sets"]:
         # Texts, not markup: names may hold brackets.
-        made.add_row(Text(summary["name"], style="bold"))
+        made.add_row(Text(printable(summary["name"]), style="bold"))
         for feature, both in summary["features"].items():
             for direction, figures in both.items():
                 values = [_with_interval(figures, name) for name in METRICS]

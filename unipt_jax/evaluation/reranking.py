@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Array, Float
 
-from unipt_jax.core.errors import ConfigError
+from unipt_jax.core.errors import ConfigError, DataError
 from unipt_jax.evaluation.retrieval import (
     CHUNK,
     cosine_blocks,
@@ -56,7 +56,8 @@ def reranked_blocks(
 
     Raises:
         ConfigError: `k1`, `k2` or `weight` is out of range.
-        DataError: the features' shapes or types do not fit, or one is not finite.
+        DataError: the features' shapes or types do not fit, one is not finite, or there is none of
+            the gallery.
     """
     if k1 < 1 or k2 < 1 or not 0.0 <= weight <= 1.0:
         raise ConfigError(
@@ -64,6 +65,8 @@ def reranked_blocks(
         )
     rows = [unit_rows(query, "query"), unit_rows(gallery, "gallery")]
     require_same_width(*rows)
+    if not len(gallery):
+        raise DataError("gallery features: there are none to rank")
     rows = np.concatenate(rows)
     queries, size = len(query), len(gallery)
     (near, half, top), farthest = _neighbours(rows, (k1 + 1, round(k1 / 2) + 1, k2), chunk)

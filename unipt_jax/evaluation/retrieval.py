@@ -20,6 +20,12 @@ from unipt_jax.core.errors import DataError
 from unipt_jax.core.random import host_generator
 
 RANKS = (1, 5, 10)
+# What the figures mean, by a number that grows with any change: those of two definitions do not
+# compare.
+DEFINITION = (
+    "1: by cosine; ties count against the query; average precision is the mean precision at the "
+    "matches of the whole ranking; queries without a match are excluded"
+)
 # Queries compared with the gallery at once.
 CHUNK = 256
 
@@ -92,13 +98,13 @@ def rank_similarity(
     """Ranks the gallery for each query; the other direction takes the transpose.
 
     Args:
-        similarity: any scale, higher is nearer; of any float type, compared as it is. A matrix
-            that was computed in 16 bits has ties, which count against the query.
+        similarity: finite, of any scale, higher is nearer; of any float type, compared as it is. A
+            matrix that was computed in 16 bits has ties, which count against the query.
         query_identities: one for each row.
         gallery_identities: one for each column.
 
     Raises:
-        DataError: shapes or types do not fit, a similarity is NaN, or no query has a match.
+        DataError: shapes or types do not fit, a similarity is not finite, or no query has a match.
     """
     similarity = _matrix(similarity, "similarity", "Q, G")
     identities = _identities(query_identities, "query"), _identities(gallery_identities, "gallery")
@@ -192,9 +198,9 @@ def rank_blocks(
             _require_fit(shape, (queries, gallery), "similarity has")
         # Comparisons in 16 bits are slow; no value changes.
         block = block.astype(np.result_type(block.dtype, np.float32), copy=False)
-        bad = np.flatnonzero(np.isnan(block.max(axis=1)))
+        bad = np.flatnonzero(~np.isfinite(block.max(axis=1)) | ~np.isfinite(block.min(axis=1)))
         if len(bad):
-            raise DataError(f"similarity: row {done + bad[0]} holds NaN")
+            raise DataError(f"similarity: row {done + bad[0]} holds NaN or infinity")
         for rows, own in matches.by_count(done, len(block)):
             ranks = _ranks(block[rows], own)
             precision = np.arange(1, own.shape[1] + 1) / ranks
@@ -362,6 +368,8 @@ class _Matches(NamedTuple):
 
     @classmethod
     def of(cls, queries: np.ndarray, gallery: np.ndarray) -> "_Matches":
+        # One type for both: of int64 and uint64 NumPy would compare the floats that are nearest.
+        queries, gallery = (side.astype(np.int64, copy=False) for side in (queries, gallery))
         items = np.argsort(gallery, kind="stable")
         starts, ends = (
             np.searchsorted(gallery[items], queries, side) for side in ("left", "right")
@@ -437,14 +445,21 @@ def _below(
 
 
 def _matrix(values: np.ndarray | Array, name: str, shape: str) -> np.ndarray:
-    values = np.asarray(values)
+    values = _array(values, name)
     if values.ndim != 2 or not jnp.issubdtype(values.dtype, jnp.floating):
         raise DataError(f"{name}: {values.dtype}{list(values.shape)}, expected float[{shape}]")
     return values
 
 
+def _array(values: np.ndarray | Array, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # Lists of different lengths.
+        raise DataError(f"{name}: {error}") from None
+
+
 def _identities(values: np.ndarray | Array, side: str) -> np.ndarray:
-    values = np.asarray(values)
+    values = _array(values, f"{side} identities")
     if values.ndim != 1 or not jnp.issubdtype(values.dtype, jnp.integer):
         raise DataError(f"{side} identities: {values.dtype}{list(values.shape)}, expected int[N]")
     return values

@@ -124,8 +124,8 @@ class Gallery:
                 `{"gender": "female", "upper_clothes.color": ["red", "pink"]}`.
 
         Raises:
-            DataError: a text is empty, `k` is not positive, or the captioner knows no such
-                attribute or phrase.
+            DataError: a text is empty or none, `k` is no positive whole number, or the captioner
+                knows no such attribute or phrase.
         """
         return self.find(self.encode_text(text), k, without=without, where=where)
 
@@ -170,15 +170,20 @@ class Gallery:
         """Finds the people nearest to an embedding, of length 1, of a text, an image or both.
 
         Raises:
-            DataError: as `search`.
+            DataError: as `search`, or the embedding is not one of this model's.
         """
-        if k < 1:
-            raise DataError(f"k={k}: ask for one image or more")
+        if not _is_whole(k) or k < 1:
+            raise DataError(f"k={k!r}: ask for one image or more")
+        if not isinstance(without, str):
+            raise DataError(f"without={without!r}: expected what must not be there, 'a hat'")
+        width = self._index.features.shape[1]
+        if embedding.shape != (width,) or not np.isfinite(embedding).all():
+            raise DataError(f"an embedding of this gallery has {width} finite numbers")
         if without.strip():
             embedding = embedding - WITHOUT * self.encode_text(without)
             embedding = embedding / np.linalg.norm(embedding)
         among = self._marks(where) if where else None
-        rows, scores = self._neighbours.nearest(embedding, k, among)
+        rows, scores = self._neighbours.nearest(embedding, min(k, len(self)), among)
         numbers = np.searchsorted(self._index.numbers, rows)
         return [
             self.hit(number, score)
@@ -189,10 +194,11 @@ class Gallery:
         """Embeds a sentence; the result has length 1.
 
         Raises:
-            DataError: it is empty, or the model knows no word of it.
+            DataError: it is empty or no text, or the model knows no word of it.
         """
-        if not text.strip():
-            raise DataError("the query is empty; describe a person: 'a woman with a red bag'")
+        if not isinstance(text, str) or not text.strip():
+            said = "empty" if isinstance(text, str) else repr(text)
+            raise DataError(f"the query is {said}; describe a person: 'a woman with a red bag'")
         text = text.encode("utf-8", "replace").decode()  # A terminal may pass on other bytes.
         tokenizer, length = self._encoder.processor.tokenizer, self._encoder.processor.length
         if np.array_equal(tokenizer.encode(text, length), tokenizer.encode("", length)):
@@ -236,8 +242,8 @@ class Gallery:
         return index.read(self._index.folder, self._index.rows[number]["image"])
 
     def _require_number(self, number: int) -> None:
-        if not 0 <= number < len(self):
-            raise DataError(f"image {number}: the gallery has images 0 to {len(self) - 1}")
+        if not _is_whole(number) or not 0 <= number < len(self):
+            raise DataError(f"image {number!r}: the gallery has images 0 to {len(self) - 1}")
 
     def hit(self, number: int, score: float = math.nan) -> Hit:
         """Returns what is known of an image.
@@ -251,6 +257,8 @@ class Gallery:
 
     def _marks(self, where: Mapping[str, str | Sequence[str]]) -> Bool[np.ndarray, " N"]:
         """Marks the images that `where` allows."""
+        if not isinstance(where, Mapping):
+            raise DataError(f"where={where!r}: expected phrases by attribute, {{'gender': 'male'}}")
         if not self._columns:
             raise DataError(
                 f"where={dict(where)}: these images have no attributes; name a CLIP that finds them"
@@ -258,14 +266,20 @@ class Gallery:
         marks = np.ones(len(self), bool)
         for name, wanted in where.items():
             if name not in self._columns:
-                raise DataError(f"no attribute is called {name!r}{nearest(name, self._columns)}")
+                known = nearest(str(name), self._columns)
+                raise DataError(f"no attribute is called {name!r}{known}")
             labels, codes = self._columns[name]
-            wanted = [wanted] if isinstance(wanted, str) else wanted
+            wanted = wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
             for phrase in wanted:
                 if phrase not in labels:
-                    raise DataError(f"{name}={phrase!r} is unknown{nearest(phrase, labels)}")
+                    raise DataError(f"{name}={phrase!r} is unknown{nearest(str(phrase), labels)}")
             marks &= np.isin(codes, [labels.index(phrase) for phrase in wanted])
         return marks
+
+
+def _is_whole(number: Any) -> bool:
+    """Tells whether something is a whole number, NumPy's too, and no truth value."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _columns(

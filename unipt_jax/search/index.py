@@ -101,8 +101,9 @@ def build(
         batch_size: images at a time, over all local devices, of which it becomes a multiple.
 
     Raises:
-        DataError: `folder` is none, or holds no image that can be read; or `place` cannot be
-            written to, or holds an index of another model, captioner or folder, or something else.
+        DataError: `folder` is none, or holds no image that can be read; the model gives an
+            embedding that is not finite; or `place` cannot be written to, or holds an index of
+            another model, captioner or folder, or something else.
         OSError: the storage fails; the next build goes on where this one ended.
     """
     if not folder.is_dir():
@@ -285,6 +286,7 @@ def _add(
             embedding = encoder.embed_images(params, jax.device_put(batch["image"], split))
             judged = captioner.judge(batch["judged"]) if captioner else ()
             judged = [np.asarray(column) for column in judged]
+            embedding = np.asarray(embedding, np.float32)
             lines = []
             for at, (path, fault) in enumerate(zip(batch["paths"], batch["faults"], strict=True)):
                 line: dict[str, Any] = {"image": path, "stamp": stamps[path]}
@@ -292,12 +294,17 @@ def _add(
                     line["fault"] = str(fault)
                     if isinstance(fault, _UnreadError):
                         line["stamp"] = []  # To be tried again: the file need not change for it.
+                elif not np.isfinite(embedding[at]).all():
+                    raise DataError(
+                        f"{path}: the model's embedding of it is not finite; its parameters are "
+                        "damaged, or its arithmetic overflows"
+                    )
                 elif captioner:
                     line |= captioner.row(path, *(column[at] for column in judged))
                 lines.append(line)
             try:
                 with (place / FEATURES).open("ab") as file:
-                    file.write(np.asarray(embedding, np.float32)[: len(lines)].tobytes())
+                    file.write(embedding[: len(lines)].tobytes())
                 append_json_lines(place / ROWS, lines)
             except OSError as error:  # A full disk does not say where.
                 raise OSError(error.errno, error.strerror, str(place)) from None

@@ -43,7 +43,7 @@ def table(query: str, hits: Sequence[Hit], size: int) -> Table:
         made.add_column("caption")
     for rank, hit in enumerate(hits, 1):
         cells = [str(rank), f"{hit.score:.3f}", Text(printable(hit.path))]
-        made.add_row(*cells, *([Text(hit.caption)] if captioned else []))
+        made.add_row(*cells, *([Text(printable(hit.caption))] if captioned else []))
     return made
 
 
