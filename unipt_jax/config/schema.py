@@ -19,6 +19,7 @@ Config = TypeVar("Config")
 
 # JAX's keys hold 32 bits of a seed: 2**32 would silently be 0.
 MAX_SEED = 2**32 - 1
+MAX_STEPS = 2**31 - 1  # A run counts its steps in int32.
 
 
 def field(
@@ -324,7 +325,9 @@ class Train:
     seed: int = field(
         "of parameters, data order, augmentation, masking", default=0, at_least=0, at_most=MAX_SEED
     )
-    steps: int = field("optimizer steps; 0: follow `epochs`", default=0, at_least=0)
+    steps: int = field(
+        "optimizer steps; 0: follow `epochs`", default=0, at_least=0, at_most=MAX_STEPS
+    )
     epochs: float = field(
         "passes over the captions, when steps is 0 (paper: 15)", default=15.0, at_least=0
     )
@@ -426,6 +429,15 @@ class Train:
             faults.append(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
             )
+        if self.batch_size == 1:
+            faults.append("batch_size=1 leaves a pair no other to be compared with; raise it")
+        elif self.batch_size == self.instances:
+            faults.append(
+                f"instances={self.instances} fills a batch of batch_size={self.batch_size} with "
+                "one identity, which is compared with no other; lower instances"
+            )
+        if loss.negatives == 1:
+            faults.append("loss.negatives=1 contrasts an example with no other; raise it, or set 0")
         if loss.negatives and self.batch_size % loss.negatives:
             faults.append(
                 f"loss.negatives={loss.negatives} does not divide batch_size={self.batch_size}"
