@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import conversion, model_file
 from unipt_jax.training.checkpoints import Checkpoints
 from unipt_jax.training.model_file import MODEL_FILE
+
+log = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -53,10 +56,17 @@ class Processor:
     def texts(self, batch: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns `text: int32[N, L]` and `text_mask: bool[N, L]`, True on tokens."""
         text = np.full((len(batch), self.length), self.tokenizer.pad, np.int32)
-        mask = np.zeros(text.shape, bool)
+        mask, cut = np.zeros(text.shape, bool), 0
         for row, sentence in enumerate(batch):
-            tokens = self.tokenizer.encode(sentence, self.length)
+            (whole,) = self.tokenizer.encode_whole([sentence])
+            tokens = self.tokenizer.cut(whole, self.length)
             text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+            cut += len(tokens) < len(whole)
+        if cut:
+            log.warning(
+                "%d of %d sentences have more than %d tokens; what is beyond is not read",
+                *(cut, len(batch), self.length),
+            )
         return {"text": text, "text_mask": mask}
 
 

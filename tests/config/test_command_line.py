@@ -6,7 +6,7 @@ import json
 import pytest
 
 from unipt_jax.config import command_line, load, schema
-from unipt_jax.core.errors import ConfigError, DataError, DivergenceError
+from unipt_jax.core.errors import ConfigError, DataError, DivergenceError, WorkerError
 
 DOC = """Does something.
 
@@ -101,6 +101,7 @@ def raising(error):
         (DataError("a.json: record 3\n  has no id"), 2, "error: a.json: record 3 has no id"),
         (ConfigError("x=1; y=2"), 2, "error: x=1; y=2"),
         (DivergenceError("loss is nan at step 7"), 1, "error: loss is nan at step 7"),
+        (WorkerError("a process was ended"), 1, "error: a process was ended"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (
             OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl"),

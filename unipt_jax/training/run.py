@@ -498,6 +498,8 @@ def _summary(
     mesh, how = parts.mesh, config.optimizer
     schedule = summary.Schedule(**_schedule(config, parts.steps))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    known = parts.split.tokenizer_fingerprint == parts.tokenizer.fingerprint
+    lengths = parts.split.text_lengths
     facts = {
         "devices": summary.devices(
             mesh.size, mesh.devices.flat[0].device_kind, jax.process_count()
@@ -505,6 +507,7 @@ def _summary(
         "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "batch": summary.batch(config.batch_size, ways, config.accumulate),
         "steps": summary.duration(parts.steps, config.batch_size, parts.pairs),
+        "texts": summary.texts(config.text.length, lengths.tolist() if known else ()),
         "learning rate": f"{how.name}, {summary.learning_rate(schedule)}",
     }
     data, factors = [], _rate_factors(config)
