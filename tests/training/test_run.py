@@ -194,7 +194,7 @@ def test_epochs_count_the_captions(data, tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused_before_training(data, tmp_path, changes, message):
-    """P78 and its kind: one clear line, and no checkpoint."""
+    """P78, P105 and their kind: one clear line, and no checkpoint."""
     with pytest.raises((ConfigError, DataError), match=message):
         run.train(config(data, **changes), tmp_path, False)
     assert not (tmp_path / "metrics.jsonl").exists()
