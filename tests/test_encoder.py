@@ -156,13 +156,17 @@ def test_texts_as_the_model_alone_embeds_them(encoder):
     close(rows[:1], embed(encoder, ids[:1], len(ids[0])))
 
 
-def test_a_long_sentence_is_cut(encoder):
-    """The end token stays the last; what is beyond the text length does not count."""
+def test_a_long_sentence_is_cut(encoder, caplog):
+    """P104: the end token stays the last; what is beyond the text length does not count."""
     backend = tokenizers.Tokenizer.from_file("examples/tokenizer/tokenizer.json")
     long = "a man in a red shirt with a bag " * 20
     ids = backend.encode(long).ids
     expected = embed(encoder, [[*ids[: LENGTH - 1], backend.token_to_id("[SEP]")]])
     close(encoder.encode_texts([long, long + "and white shoes"]), expected.repeat(2, 0))
+    assert f"2 of 2 sentences have more than {LENGTH} tokens" in caplog.text
+    caplog.clear()
+    encoder.encode_texts(["a man"])
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ from unipt_jax.models.heads import unit_rows
 from unipt_jax.models.vit import VisionSpec
 from unipt_jax.training import conversion, model_file
 from unipt_jax.training.model_file import MODEL_FILE
+
+log = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -56,14 +59,19 @@ class Processor:
             DataError: one of them is no text.
         """
         text = np.full((len(batch), self.length), self.tokenizer.pad, np.int32)
-        mask = np.zeros(text.shape, bool)
+        mask, cut = np.zeros(text.shape, bool), 0
         for row, sentence in enumerate(batch):
             if not isinstance(sentence, str):
                 raise DataError(f"text {row} is {sentence!r}; expected a sentence")
-            # No tokenizer takes halves of surrogate pairs, as of bytes that are no UTF-8.
-            sentence = sentence.encode("utf-8", "replace").decode()
-            tokens = self.tokenizer.encode(sentence, self.length)
+            (whole,) = self.tokenizer.encode_whole([sentence])
+            tokens = self.tokenizer.cut(whole, self.length)
             text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+            cut += len(tokens) < len(whole)
+        if cut:
+            log.warning(
+                "%d of %d sentences have more than %d tokens; what is beyond is not read",
+                *(cut, len(batch), self.length),
+            )
         return {"text": text, "text_mask": mask}
 
 

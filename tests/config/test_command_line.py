@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from unipt_jax.config import command_line, load, schema
-from unipt_jax.core.errors import ConfigError, DataError, DivergenceError
+from unipt_jax.core.errors import ConfigError, DataError, DivergenceError, WorkerError
 
 DOC = """Does something.
 
@@ -119,6 +119,7 @@ def raising(error):
         (DataError("a.json: record 3\n  has no id"), 2, "error: a.json: record 3 has no id"),
         (ConfigError("x=1; y=2"), 2, "error: x=1; y=2"),
         (DivergenceError("loss is nan at step 7"), 1, "error: loss is nan at step 7"),
+        (WorkerError("a process was ended"), 1, "error: a process was ended"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (
             OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl"),
@@ -247,7 +248,7 @@ def test_help_with_a_configuration_lists_its_fields(call, file, tmp_path):
     rate = "  optimizer.warmup  float; 0 to 1; default 0.1\n      share of the steps"
     assert "\nAdamW or Adam, its schedule, and " in out and rate in out
     assert "  text.buckets  tuple of int; at least 3; default empty; here (3, 4)\n" in out
-    assert "  steps  int; at least 0; default 0; here 5\n" in out
+    assert "  steps  int; 0 to 2147483647; default 0; here 5\n" in out
     assert "  seed  int; 0 to 4294967295; default 0; here 7\n" in out
     _, *fields = out[out.index("fields of") :].splitlines()
     assert all(len(line) <= 80 and line == line.rstrip() for line in fields)

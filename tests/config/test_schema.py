@@ -333,6 +333,9 @@ CONTRADICTIONS = [
     ),
     ({"steps": 0, "epochs": 0.0}, "steps and epochs are both 0"),
     ({"batch_size": 64, "accumulate": 3}, "accumulate=3 does not divide batch_size=64"),
+    ({"batch_size": 1}, "batch_size=1 leaves a pair no other to be compared with"),
+    ({"batch_size": 4, "instances": 4}, "instances=4 fills a batch of batch_size=4 with one"),
+    ({"loss": {"negatives": 1}}, "loss.negatives=1 contrasts an example with no other"),
     (
         {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 48}},
         "loss.negatives=48 does not divide batch_size=64",
@@ -419,6 +422,8 @@ def test_contradictions_are_listed_at_once():
     [
         ("pretrain", {"steps": 5, "epochs": 0.0}),
         ("pretrain", {"batch_size": 64, "accumulate": 64}),
+        ("pretrain", {"batch_size": 2, "loss": {"negatives": 2}}),
+        ("pretrain", {"steps": 2**31 - 1}),
         ("pretrain", {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 0}}),
         ("pretrain", {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 64}}),
         ("pretrain", {"text": {"length": 32, "buckets": (16, 31)}}),

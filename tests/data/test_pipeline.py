@@ -4,6 +4,9 @@ import collections
 import dataclasses
 import io
 import itertools
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -294,6 +297,14 @@ def test_resuming_goes_on_with_the_same_batches(make, stop):
         after = list(itertools.islice(batches, 15 - stop))
         assert batches.state() == {"next_batch": 15}
     assert_same(before + after, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 25, 60])
+def test_batches_of_any_size_are_read_on_for_ever(make, batch_size):
+    """P29: of one pair, and of more than there are."""
+    with pipeline.Batches(make(batch_size=batch_size), start=10**9) as batches:
+        found = [next(batches)["record"] for _ in range(3)]
+    assert [len(records) for records in found] == [batch_size] * 3
 
 
 @pytest.mark.timeout(120)
@@ -782,6 +793,16 @@ def test_joined_data_sets_give_the_examples_of_their_parts(split, broken, make, 
         [make(split=bad)[number] for number in range(10)]
 
 
+def test_a_text_longer_than_its_stored_length_keeps_its_end(split, make, tokenizer):
+    """P12, P104: as of a data set that another release prepared, whose lengths are a bit short."""
+    stale = dataclasses.replace(split, text_lengths=np.full(PAIRS, 5, np.int32), tokens=())
+    for batch in map(make(split=stale, buckets=(8,), mlm_probability=1.0).__getitem__, range(5)):
+        assert batch["text"].shape == (5, 8)
+        count = batch["text_mask"].sum(axis=1)
+        assert (batch["text"][np.arange(5), count - 1] == tokenizer.end).all() and count.max() == 8
+        assert batch["mlm_positions"].max() == 6
+
+
 def test_joined_lengths_of_different_tokenizers_leave_buckets_unused(split, make, caplog):
     other = dataclasses.replace(split, tokenizer_fingerprint="another", directory="/other")
     assert make(split=builders.join([split, split]), buckets=(8,), batch_size=1)[0]
@@ -830,31 +851,83 @@ def test_quarantine_leaves_out_one_record_alone(broken, make):
     assert sum((~batch["valid"]).sum() for batch in found) == 2
 
 
+# With threads about that a fork would leave without their locks: JAX's and the tokenizer's.
 SCRIPT = """
+import multiprocessing
 import sys
 
+import jax
+
+from unipt_jax.core.errors import WorkerError
 from unipt_jax.data import builders, pipeline, tokenization
 
 if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    tokenizer = tokenization.load("examples/tokenizer")
+    tokenizer.encode_whole(["a man"] * 1000)
     dataset = pipeline.train_batches(
         builders.open_split(sys.argv[1], "train"),
-        tokenization.load("examples/tokenizer"),
+        tokenizer,
         pipeline.Preprocess(32, 16, 0.5, 24, (), 0.15, False),
         batch_size=5,
         seed=0,
     )
     with pipeline.Batches(dataset, workers=2) as batches:
-        print([next(batches)["record"].tolist() for _ in range(3)])
+        held = jax.device_put(next(batches))
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+        sys.stdin.readline()
+        try:
+            print([next(batches)["record"].tolist() for _ in range(9)], flush=True)
+        except WorkerError as error:
+            print(error, flush=True)
+            sys.stdin.readline()
+        raise SystemExit(3)
 """
 
 
-@pytest.mark.timeout(120)
-def test_exit_is_silent_with_workers(directory, make, tmp_path):
-    """P107: no word on stderr of leaked shared memory or half-destroyed modules."""
+@pytest.fixture
+def reading(directory, tmp_path):
+    """A program that reads batches by two worker processes; and the numbers of these."""
     script = tmp_path / "read.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stderr) == (0, "")
+    with subprocess.Popen(
+        [sys.executable, str(script), str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process, [int(number) for number in process.stdout.readline().split()]
+        process.kill()
+
+
+@pytest.mark.timeout(120)
+def test_workers_heed_the_first_process_alone_and_end_in_silence(reading, make):
+    """P107: no word on stderr of leaked shared memory, half-destroyed modules or interruptions.
+
+    A terminal's Ctrl-C and a cluster's SIGTERM go to all processes; a run that then saves needs its
+    batches. P30, P32: whatever is said of starting processes, workers are spawned: they neither
+    wait for a lock that a thread held when it was copied, nor ask for flags that none has parsed.
+    """
+    process, workers = reading
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, signal.SIGINT)
+    out, err = process.communicate("\n", timeout=100)
+    assert (process.returncode, err) == (3, "")
     dataset = make()
-    assert done.stdout.strip() == str([dataset[number]["record"].tolist() for number in range(3)])
+    assert out.strip() == str([dataset[number]["record"].tolist() for number in range(1, 10)])
+
+
+@pytest.mark.timeout(120)
+def test_neither_a_worker_nor_its_parent_outlives_the_other(reading):
+    """P32: one that dies is not waited for. P28: a run that is killed leaves no worker behind."""
+    process, workers = reading
+    os.kill(workers[0], signal.SIGKILL)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    said = process.stdout.readline()
+    assert re.match(r"a process that reads images was ended from outside, .* --resume", said)
+    process.kill()
+    # Each worker has stderr open too, which ends with the last of them.
+    process.communicate(timeout=30)

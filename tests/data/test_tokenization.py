@@ -3,6 +3,9 @@
 import json
 import pickle
 import re
+import sys
+import types
+import unicodedata
 
 import numpy as np
 import pytest
@@ -163,6 +166,82 @@ def test_saving_and_pickling_keep_clips_ids_and_special_tokens(clip_tokenizer, t
         np.testing.assert_array_equal(twin.is_special, clip_tokenizer.is_special)
         for role in ("start", "end", "pad", "mask", "is_continuation"):
             assert getattr(twin, role) == getattr(clip_tokenizer, role)
+
+
+@pytest.mark.parametrize(
+    "caption", ["red [SEP] coat", "red [MASK] coat", "[PAD]", "[CLS]red[SEP]", "a [UNK] man"]
+)
+def test_words_in_brackets_are_no_control_tokens(tokenizer, caption):
+    """P11: also in worker processes, to which a tokenizer travels as a pickle."""
+    for twin in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        ids = twin.encode(caption, 30).tolist()
+        assert (ids[0], ids[-1]) == (2, 3) and not {0, 2, 3, 4} & {*ids[1:-1]}
+        assert [whole.tolist() for whole in twin.encode_whole([caption])] == [ids]
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(tokenizer):
+    """Of a file name or a flag that is not UTF-8, for which the library has a TypeError."""
+    assert tokenizer.encode("a \udcff man", 9).tolist() == tokenizer.encode("a ? man", 9).tolist()
+    assert tokenizer.encode_whole(["\ud83d"])[0].tolist() == [2, 1, 3]
+
+
+# ---------------------------------------------------------------------------- OpenAI's byte pairs
+
+
+def openais_ids(text, merges, ids):
+    """The tokenizer of OpenAI's CLIP by its published steps, but for ftfy and HTML entities.
+
+    There is one other difference: Hugging Face composes characters (NFC) before.
+    """
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in kept]
+    letters = {byte: chr(byte) for byte in kept}
+    letters |= {byte: chr(256 + number) for number, byte in enumerate(others)}
+    text = re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip().lower()
+    found = []
+    # No digit is a letter to it, and no two of them are one piece.
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+"
+    for word in re.findall(pattern, text):
+        pieces = [letters[byte] for byte in word.encode()]
+        pieces[-1] += "</w>"
+        for pair in merges:
+            at = 0
+            while at < len(pieces) - 1:
+                if (pieces[at], pieces[at + 1]) == pair:
+                    pieces[at : at + 2] = ["".join(pair)]
+                at += 1
+        found += [ids[piece] for piece in pieces]
+    return [ids["<|startoftext|>"], *found, ids["<|endoftext|>"]]
+
+
+@pytest.mark.parametrize("ftfy", ["missing", "there"])
+@pytest.mark.parametrize("files", ["vocabulary", "tokenizer.json"])
+def test_clips_ids_are_openais_whatever_else_is_installed(tmp_path, monkeypatch, ftfy, files):
+    """P69: from files of either kind, with ftfy and without."""
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("m", "a"), ("ma", "n</w>"), ("w", "o"), ("wo", "man</w>"), ("'", "s</w>")]
+    pieces = [*characters, *(f"{each}</w>" for each in characters), *map("".join, merges)]
+    monkeypatch.setattr(f"{__name__}.PIECES", pieces)
+    monkeypatch.setattr(f"{__name__}.MERGES", merges)
+    ids = {piece: number for number, piece in enumerate([*pieces, *HUGGING_FACE])}
+    write_hugging_face_files(tmp_path)
+    # Were it asked, it would make all of a text an "x".
+    fixed = types.SimpleNamespace(fix_text=lambda text: "x")
+    monkeypatch.setitem(sys.modules, "ftfy", fixed if ftfy == "there" else None)
+    tokenizer = tokenization.load(str(tmp_path))
+    if files == "tokenizer.json":
+        tokenizer.save(tmp_path / "saved")
+        tokenizer = tokenization.load(str(tmp_path / "saved"))
+    for text in (
+        "The woman's résumé — she's wearing a t\u2011shirt",
+        "you're, should've; I'll, he'd, we'm",
+        "\uff21\uff22\uff23 👩🏽‍🦰 woman\n in  a\tcoat",
+        "11p223 2nd &amp; <b>",
+        "café e\u0301 人 אבג",
+        "'sm woman--man",
+        "",
+    ):
+        assert tokenizer.encode(text, 500).tolist() == openais_ids(text, merges, ids), text
 
 
 def test_fingerprint_follows_the_merges(tmp_path, monkeypatch):

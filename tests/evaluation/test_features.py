@@ -71,7 +71,7 @@ def check(side, expected):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 1000])
 def test_every_row_is_what_it_is_alone(tokenizer, batch_size):
-    """On eight devices: batches that they divide and do not, of one and of many rows."""
+    """On eight devices: batches that they divide and do not, of one and of many rows. P29."""
     found = run(tokenizer, batch_size)
     check(found.image, expected_images(range(len(COUNTS))))
     check(found.text, expected_texts(tokenizer, EVERY))

@@ -38,6 +38,7 @@ def _torch_loss(torch, image, text, scale):
 
 @pytest.mark.parametrize("scale", [1.0, 14.3])
 def test_value_and_gradients_equal_torch(scale):
+    """P110: with a scale of 1, the released code's own formula."""
     torch = pytest.importorskip("torch")
     image, text = _embeddings()
     inputs = [torch.tensor(x, requires_grad=True) for x in (image, text, np.float32(scale))]
@@ -54,6 +55,7 @@ def test_value_and_gradients_equal_torch(scale):
 
 
 def test_groups_contrast_within_themselves():
+    """P110: the released code's negatives, by name."""
     torch = pytest.importorskip("torch")
     image, text = _embeddings()
     parts = [
@@ -137,6 +139,7 @@ def test_bfloat16_embeddings_are_compared_in_float32():
 
 
 def test_eight_devices_compute_what_one_does():
+    """P23: also its gradient."""
     image, text = _embeddings()
     valid = np.array([1, 1, 1, 1, 1, 1, 0, 1], bool)
     mesh = make_mesh()
@@ -178,6 +181,7 @@ def _on(sizes, image, text, scale, valid, group):
 @pytest.mark.parametrize("size", [24, 96])
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
 def test_value_and_gradients_equal_the_dense_loss(sizes, size, group):
+    """P23."""
     image, text = _embeddings(size)
     valid = np.random.default_rng(1).random(size) > 0.2
     (have, _), gradients = _on(sizes, image, text, 9.0, valid, group)

@@ -24,6 +24,7 @@ def _loss(logits, labels, mask):
 
 
 def test_sums_and_counts_merge_to_the_global_mean():
+    """P111: with 0, 1, 5 and 9 masked tokens."""
     torch = pytest.importorskip("torch")
     logits, labels, mask = _case([0, 1, 5, 9])
     want = torch.nn.functional.cross_entropy(
@@ -41,6 +42,7 @@ def test_sums_and_counts_merge_to_the_global_mean():
 
 
 def test_sums_are_the_same_over_devices():
+    """P75, P111: of four devices one has no masked token."""
     logits, labels, mask = _case([0, 1, 5, 9])
     mesh = make_mesh(data=4, devices=jax.devices()[:4])
     batch = put_batch({"logits": logits, "labels": labels, "mask": mask}, mesh)
@@ -51,6 +53,7 @@ def test_sums_are_the_same_over_devices():
 
 
 def test_without_a_masked_token_all_is_zero():
+    """P75, P111: and not 0 / 0."""
     logits, labels, mask = _case([0, 0])
     sums, counts, correct = _loss(logits, labels, mask)
     for value in (sums, counts, correct):
@@ -60,6 +63,7 @@ def test_without_a_masked_token_all_is_zero():
 
 
 def test_token_0_is_a_token_like_any_other():
+    """P77."""
     logits = np.log(np.array([[[0.5, 0.25, 0.25]]], np.float32))
     sums, counts, correct = _loss(logits, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     assert sums[0] == pytest.approx(np.log(2))
@@ -67,6 +71,7 @@ def test_token_0_is_a_token_like_any_other():
 
 
 def test_labels_elsewhere_may_be_anything():
+    """P77: no label means that a position does not count."""
     logits, labels, mask = _case([2, 3])
     want = _loss(logits, labels, mask)
     for filler in (-100, -1, 0, V + 5):

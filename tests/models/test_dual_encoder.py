@@ -297,6 +297,7 @@ def test_longer_padding_does_not_change_the_embedding(params):
 
 
 def test_logit_scale(params):
+    """P71, P110: exp is taken once; without a temperature the cosine is bare."""
     assert _run(params, _batch())["logit_scale"] == pytest.approx(
         math.exp(params["logit_scale"]), rel=1e-6
     )
@@ -307,6 +308,7 @@ def test_logit_scale(params):
 
 
 def test_a_learned_logit_scale_starts_at_the_given_value(start):
+    """P71."""
     assert start["logit_scale"].shape == ()
     assert start["logit_scale"] == pytest.approx(math.log(10.0))
 

@@ -31,7 +31,10 @@ def damaged(tmp_path_factory):
 
 
 def test_two_processes_measure_what_one_does(clip, damaged, finish, tmp_path):
-    """To the byte, with batches that are not full and an image that only one of them reads."""
+    """To the byte, with batches that are not full and an image that only one of them reads.
+
+    P29, P83: nothing is dropped.
+    """
     for processes in (1, 2):
         code, said = finish(
             "launch/evaluate.py",

@@ -115,6 +115,7 @@ def require_same(one, other):
 
 
 def test_two_processes_are_one(both):
+    """P03, P83, P102: as many steps and collectives on each, whatever remains of an epoch."""
     require_same(both[1], both[2])
 
 
@@ -140,6 +141,7 @@ def alone(data, finish, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2)])
 def test_eight_devices_are_one(alone, data, finish, tmp_path, mesh):
+    """P03, P23, P102: twenty steps on one device, and on any mesh of eight."""
     axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
     sizes = [f"--config.mesh.{axis}={size}" for axis, size in axes]
     places = [f"--config.data={data}", f"--workdir={tmp_path / 'run'}"]
@@ -259,6 +261,8 @@ def test_fifteen_kills_change_nothing(data, start, finish, tmp_path, processes):
     """SIGKILL at random: after the start, after a save, and in the midst of one.
 
     Of two processes, each of which writes its half of every checkpoint, it hits one.
+
+    P28: each epoch holds each record once all the same.
     """
     steps, batch_size, rng = 36, 40, np.random.default_rng(processes)
     script = tmp_path / "train.py"

@@ -101,6 +101,7 @@ def _ranking():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_semi_hard_ranking(seed):
+    """P106: none of the same person is a negative."""
     image, text, identity = _case(seed)
     key = jax.random.key(seed)
     margin = 0.3
@@ -192,6 +193,7 @@ def _sdm(temperature, epsilon):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("temperature", "epsilon"), [(0.02, 1e-8), (0.3, 1e-3)])
 def test_sdm(seed, temperature, epsilon):
+    """P106: captions of one person are positives of each other."""
     image, text, identity = _case(seed)
     loss = lambda i, t: _sdm(temperature, epsilon)(  # noqa: E731
         i, t, jnp.asarray(identity), jnp.ones(BATCH, bool)
@@ -221,6 +223,7 @@ def _n_itc(soft_weight):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("soft_weight", [0.5, 0.2])
 def test_n_itc(seed, soft_weight):
+    """P106: captions of one person are positives of each other."""
     image, text, identity = _case(seed)
 
     def reference(image, text, scale):

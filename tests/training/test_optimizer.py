@@ -67,7 +67,10 @@ def test_no_warmup_starts_at_the_peak():
 
 
 def test_only_the_intended_parameters_decay():
-    """P44: a step without gradients shrinks exactly the weights, by learning rate x decay."""
+    """P44: a step without gradients shrinks exactly the weights, by learning rate x decay.
+
+    P71: nor does logit_scale.
+    """
     net = micro.model(logit_bias=True, pgu=micro.PGU, identities=5)
     mesh = make_mesh(devices=jax.devices()[:1])
     tx = adamw(schedule=0.1, weight_decay=0.5)
@@ -227,10 +230,11 @@ def test_clip_norm_scales_the_whole_gradient_and_zero_is_off():
     np.testing.assert_allclose(moments[1], [0.06, 0.08], rtol=1e-5)
 
 
-def test_logit_scale_never_exceeds_one_hundred():
-    """P71: exp(logit_scale) stays at 100 at most, and can come back."""
+@pytest.mark.parametrize("start", [4.0, 6.0])
+def test_logit_scale_never_exceeds_one_hundred(start):
+    """P71: exp(logit_scale) stays at 100 at most, wherever it starts, and can come back."""
     tx = adamw(schedule=1.0)
-    params = {"logit_scale": jnp.asarray(4.0), "other": jnp.asarray(4.0)}
+    params = {"logit_scale": jnp.asarray(start), "other": jnp.asarray(4.0)}
     opt_state = tx.init(params)
     for _ in range(5):
         updates, opt_state = tx.update(

@@ -194,10 +194,43 @@ def test_epochs_count_the_captions(data, tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused_before_training(data, tmp_path, changes, message):
-    """P78 and its kind: one clear line, and no checkpoint."""
+    """P78, P105 and their kind: one clear line, and no checkpoint."""
     with pytest.raises((ConfigError, DataError), match=message):
         run.train(config(data, **changes), tmp_path, False)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("kept", "changes", "message"),
+    [
+        (1, {}, "'train' has one caption alone"),
+        (4, {"loss.ranking": 1.0}, "'train' has one identity alone, and loss.ranking would tell"),
+        (4, {"steps": 0, "epochs": 1e308}, r"epochs=1e\+308 of 4 captions .* more than 2147483647"),
+        (4, {}, None),
+        (4, {"batch_size": 40}, None),
+    ],
+)
+def test_data_of_which_nothing_can_be_learnt_are_refused(data, monkeypatch, kept, changes, message):
+    """P29: before a step, and not by a loss of 0; few captions, and fewer than a batch, do."""
+    real = builders.open_split
+
+    def small(directory, split):
+        whole = real(directory, split)
+        return dataclasses.replace(
+            whole,
+            caption_counts=np.array([min(kept, 2)] * (1 if kept == 1 else 2), np.int32),
+            identities=np.zeros(1 if kept == 1 else 2, np.int32),
+            text_lengths=whole.text_lengths[:kept],
+            tokens=(),
+        )
+
+    monkeypatch.setattr(builders, "open_split", small)
+    made = config(data, **{"mesh.data": 8} | changes)
+    if message is None:
+        run.check(made, None)
+        return
+    with pytest.raises((ConfigError, DataError), match=message):
+        run.check(made, None)
 
 
 def test_other_data_are_not_resumed_with(data, undisturbed, tmp_path, monkeypatch):

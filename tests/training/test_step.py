@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.training import micro
@@ -11,7 +12,7 @@ from unipt_jax.core import trees
 from unipt_jax.core.sharding import make_mesh, put_batch
 from unipt_jax.models import specs
 from unipt_jax.models.dual_encoder import DualEncoder
-from unipt_jax.training import loop, metrics, objective, state, step
+from unipt_jax.training import loop, metrics, objective, optimizer, state, step
 
 
 def run_steps(mesh, steps=3, rows=16, **settings):
@@ -98,6 +99,40 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradient(single, parts):
     assert_same(single[0], gradients)
     for whole, parted in zip(single[1], rows, strict=True):
         assert whole == pytest.approx(parted, abs=1e-4, rel=1e-4)
+
+
+def test_parts_are_clipped_as_one_and_count_as_one_step():
+    """P24: the moments that a clipped gradient leaves, and the schedule, know nothing of parts."""
+
+    def loss(features, batch, key):
+        return jnp.square(features["row"].sum()), {}  # Which couples all rows.
+
+    aim = objective.Objective(
+        lambda params, batch, key: {"row": batch["row"] @ params["kernel"]}, loss
+    )
+    rows = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    schedule = optimizer.learning_rate_schedule(peak=1e-2, steps=100, warmup=0.1, decay="none")
+    adamw = optimizer.make_optimizer(
+        schedule, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, clip_norm=0.01
+    )
+    moments = []
+    for parts in (1, 4):
+        train_step = step.make_train_step(
+            objective=aim, optimizer=adamw, schedule=schedule, accumulate=parts
+        )
+        params = {"kernel": jnp.ones(3)}
+        made = state.TrainState(
+            jnp.int32(0), params, adamw.init(params), average=None, key=jax.random.key(0)
+        )
+        for _ in range(2):
+            made, scalars = jax.jit(train_step)(made, {"row": rows})
+        moments.append(optax.tree.get(made.opt_state, "mu")["kernel"])
+        assert int(made.step) == 2 and float(scalars["learning_rate"]) == pytest.approx(1e-3)
+    # The gradient's direction is that of the rows' sum; twice 0.01 of it, decayed by 0.9.
+    direction = rows.sum(axis=0) / np.linalg.norm(rows.sum(axis=0))
+    sign = np.sign(rows.sum())
+    for moment in moments:
+        np.testing.assert_allclose(moment, sign * 0.0019 * direction, rtol=1e-4)
 
 
 def test_parts_on_eight_devices(single):

@@ -81,7 +81,15 @@ def test_devices(arguments, expected):
     ],
 )
 def test_batch(arguments, expected):
+    """P102: what each device gets of a global batch."""
     assert summary.batch(*arguments) == expected
+
+
+def test_how_many_captions_are_cut_is_told():
+    """P104: nobody finds out otherwise that the ends of many sentences are not read."""
+    told = summary.texts(64, [2, 64, 65, 200])
+    assert told == "64 tokens at most; 2 of 4 captions are longer, and cut"
+    assert summary.texts(77, []) == "77 tokens at most"
 
 
 def test_duration():

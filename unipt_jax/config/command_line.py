@@ -27,6 +27,7 @@ from unipt_jax.core.errors import (
     PreemptionError,
     SaveError,
     UserError,
+    WorkerError,
     nearest,
 )
 from unipt_jax.core.files import (
@@ -121,7 +122,7 @@ def main(
         os._exit(code)  # Readers or writers are still about, whose complaints would bury that line.
     except UserError as error:
         sys.exit(_fail(str(error), 2))
-    except DivergenceError as error:
+    except (DivergenceError, WorkerError) as error:
         sys.exit(_fail(str(error), 1))
     except PreemptionError as error:
         sys.exit(_fail(str(error), 128 + signal.SIGTERM))

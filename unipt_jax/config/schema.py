@@ -447,6 +447,15 @@ class Train:
             faults.append(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
             )
+        if self.batch_size == 1:
+            faults.append("batch_size=1 leaves a pair no other to be compared with; raise it")
+        elif self.batch_size == self.instances:
+            faults.append(
+                f"instances={self.instances} fills a batch of batch_size={self.batch_size} with "
+                "one identity, which is compared with no other; lower instances"
+            )
+        if loss.negatives == 1:
+            faults.append("loss.negatives=1 contrasts an example with no other; raise it, or set 0")
         if loss.negatives and self.batch_size % loss.negatives:
             faults.append(
                 f"loss.negatives={loss.negatives} does not divide batch_size={self.batch_size}"

@@ -51,6 +51,10 @@ class SaveError(Exception):
     """A checkpoint could not be written: a full disk, a lost mount (exit code 1)."""
 
 
+class WorkerError(Exception):
+    """A worker process was ended from outside, for lack of memory most often (exit code 1)."""
+
+
 class PreemptionError(Exception):
     """The machine was asked for by SIGTERM; what was reached is saved (exit code 143)."""
 

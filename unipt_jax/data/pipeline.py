@@ -7,8 +7,11 @@ or which tokens are masked. The whole state of the pipeline is therefore the nex
 
 import dataclasses
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +20,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from unipt_jax.core.errors import ConfigError, DataError
+from unipt_jax.core.errors import ConfigError, DataError, WorkerError
 from unipt_jax.core.random import host_generator
 from unipt_jax.data import images, masking, sampling, text_noise, transforms
 from unipt_jax.data.buckets import bucket
@@ -108,15 +111,15 @@ class LoadRows:
             self._load_image(position, pair, row)
             for position, pair, row in zip(positions, pairs, image, strict=True)
         ]
+        length, pad = self._length(batch[1]), self.tokenizer.pad
         tokens, masked, chosen = zip(
             *(
-                self._load_text(position, text, rng)
+                self._load_text(position, text, rng, length)
                 for position, (text, _, rng) in zip(positions, loaded, strict=True)
             ),
             strict=True,
         )
         labels = [row[places] for row, places in zip(tokens, chosen, strict=True)]
-        length, pad = self._length(batch[1]), self.tokenizer.pad
         predictions = masking.maximum_predictions(length, how.mlm_probability)
         return {
             "image": image,
@@ -166,11 +169,11 @@ class LoadRows:
         return pixels, self.tokens[pair] if self.tokens else captions[split.pairs[1][pair]]
 
     def _load_text(
-        self, position: int, text: str | np.ndarray, rng: np.random.Generator
+        self, position: int, text: str | np.ndarray, rng: np.random.Generator, length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns a text's tokens, their masked copy and the positions that are predicted."""
         how = self.preprocess
-        tokens = self._encode(text, position)
+        tokens = self._encode(text, position, length)
         masked, positions = masking.mask_tokens(
             tokens,
             is_special=self.tokenizer.is_special,
@@ -198,13 +201,13 @@ class LoadRows:
         image = transforms.random_pool(image, how.pool, how.fill, rng)
         return transforms.random_erase(image, how.erase, how.fill, rng)
 
-    def _encode(self, text: str | np.ndarray, position: int) -> np.ndarray:
+    def _encode(self, text: str | np.ndarray, position: int, length: int) -> np.ndarray:
         how, tokenizer = self.preprocess, self.tokenizer
         if how.text_noise == "delete":
             rng = host_generator(self.seed, "text noise", position)
             text = text_noise.delete_words(text, how.text_noise_probability, rng)
         known = isinstance(text, np.ndarray)
-        tokens = tokenizer.cut(text, how.length) if known else tokenizer.encode(text, how.length)
+        tokens = tokenizer.cut(text, length) if known else tokenizer.encode(text, length)
         if how.text_noise == "corrupt":
             rng = host_generator(self.seed, "text noise", position)
             return text_noise.corrupt_tokens(
@@ -297,7 +300,8 @@ def train_batches(
         return grain.MapDataset.range(sys.maxsize).map(balanced).map(load)
     order = grain.MapDataset.range(pairs) if epoch is None else grain.MapDataset.source(epoch)
     order = order.seed(seed).shuffle().repeat()
-    return order.map_with_index(_number).batch(batch_size).map(load)
+    # There is no remainder; asked to keep it, Grain counts batches in floats, and of 1 too many.
+    return order.map_with_index(_number).batch(batch_size, drop_remainder=True).map(load)
 
 
 class Batches(Iterator[Example]):
@@ -308,7 +312,7 @@ class Batches(Iterator[Example]):
     """
 
     def __init__(self, dataset: grain.MapDataset, *, start: int = 0, workers: int = 0):
-        self._next = start
+        self._next, self._workers = start, workers
         # More threads than cores, in all, would only take the interpreter from one another.
         threads = min(4, max(1, _cores() // max(1, workers)))
         # One element is a whole batch, so a few of them are far enough ahead.
@@ -317,18 +321,34 @@ class Batches(Iterator[Example]):
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags
                 flags.FLAGS(["unipt_jax"], known_only=True)
-            ahead = ahead.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-            )
+            how = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            ahead = ahead.mp_prefetch(how, worker_init_fn=_begin_worker)
         self._iterator = iter(ahead)
 
     def __next__(self) -> Example:
-        """Returns the next batch."""
+        """Returns the next batch.
+
+        Raises:
+            DataError: a record cannot be read, and the pipeline does not quarantine.
+            WorkerError: a worker process is gone.
+        """
         if self._iterator is None:
             raise ValueError("these batches are closed")
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # Grain has no type for it.
+                raise
+            raise WorkerError(
+                "a process that reads images was ended from outside, as systems do that run out "
+                "of memory; go on with --resume, and with a lower --config.workers"
+            ) from error
         self._next += 1
-        return batch
+        if not self._workers:
+            return batch
+        # Out of the memory that workers share, of which an exit would complain that it is held:
+        # an error's traceback holds a batch, and so may JAX.
+        return {name: np.array(value) for name, value in batch.items()}
 
     def state(self) -> Mapping[str, Any]:
         """Returns the JSON-ready state: pass `state()["next_batch"]` as `start` to go on."""
@@ -346,6 +366,21 @@ class Batches(Iterator[Example]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Ties a worker process to the one that started it, which alone tells it when to end."""
+    # A terminal's Ctrl-C and a cluster's SIGTERM go to all processes. The first one needs the
+    # others until it has saved, and what they would say of it would bury its own words.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process once its parent has: one that is killed has no time to tell."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _cores() -> int:

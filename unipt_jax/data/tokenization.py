@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -40,6 +41,8 @@ class Tokenizer:
     `bool[vocab_size]`. `is_continuation` is None with byte pairs: those mark the end of a word, so
     what a piece goes on with is not told by its id. `name` is what the tokenizer was loaded by;
     `fingerprint` changes with anything that changes ids.
+
+    What a caption spells is never a special token, and half a surrogate pair is read as "?".
     """
 
     name: str
@@ -51,6 +54,16 @@ class Tokenizer:
     is_special: Bool[np.ndarray, "V"]
     is_continuation: Bool[np.ndarray, "V"] | None
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        # A caption that holds "[SEP]" or "<|endoftext|>" says so in letters; read as the token it
+        # would end there, or move the place where a text is pooled.
+        self.backend.encode_special_tokens = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The backend's own pickle forgets that.
+        fields = dataclasses.fields(self)
+        return type(self), tuple(getattr(self, field.name) for field in fields)
 
     @property
     def vocab_size(self) -> int:
@@ -64,11 +77,11 @@ class Tokenizer:
 
     def encode(self, caption: str, length: int) -> Int[np.ndarray, "L"]:
         """Returns at most `length` ids, special ones included; the last is always the end token."""
-        return self.cut(np.array(self.backend.encode(caption).ids, np.int32), length)
+        return self.cut(np.array(self.backend.encode(_utf8(caption)).ids, np.int32), length)
 
     def encode_whole(self, captions: Sequence[str]) -> list[Int[np.ndarray, "_"]]:
         """Returns each caption's ids, special ones included, before any truncation."""
-        encoded = self.backend.encode_batch(list(captions))
+        encoded = self.backend.encode_batch(list(map(_utf8, captions)))
         return [np.array(entry.ids, np.int32) for entry in encoded]
 
     def cut(self, ids: Int[np.ndarray, "L"], length: int) -> Int[np.ndarray, "M"]:
@@ -148,6 +161,11 @@ def load(name: str) -> Tokenizer:
 def is_in(directory: epath.PathLike) -> bool:
     """Tells whether a directory holds a tokenizer's files."""
     return any((epath.Path(directory) / name).is_file() for name in (FILE, *_VOCABULARIES))
+
+
+def _utf8(text: str) -> str:
+    """Returns a text with "?" for half a surrogate pair, as a damaged file or flag leaves it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def read(name: str) -> tokenizers.Tokenizer:

@@ -20,7 +20,7 @@ from rich.console import Console, RenderableType
 
 from unipt_jax.config import schema
 from unipt_jax.core import distributed, trees
-from unipt_jax.core.errors import CheckpointError, ConfigError
+from unipt_jax.core.errors import CheckpointError, ConfigError, DataError
 from unipt_jax.core.files import absolute, write_bytes
 from unipt_jax.core.sharding import batch_rows, make_mesh, require_divisible
 from unipt_jax.data import builders, pipeline, tokenization
@@ -189,7 +189,20 @@ def build_batches(
     Raises:
         ConfigError: the tokenizer cannot do the masking, the identities are too few, or the batch
             does not split evenly over the mesh.
+        DataError: there is one caption alone, or one identity, which a loss would tell from others.
     """
+    by_identity = ("identity", "ranking", "sdm", "tal", "n_itc", "r_itc", "sigmoid")
+    losses = [f"loss.{name}" for name in by_identity if getattr(config.loss, name)]
+    if len(split.pairs[0]) == 1:
+        raise DataError(
+            f"{split.directory}: split {split.name!r} has one caption alone; there is nothing to "
+            "compare it with"
+        )
+    if split.identity_count == 1 and losses:
+        raise DataError(
+            f"{split.directory}: split {split.name!r} has one identity alone, and "
+            f"{', '.join(losses)} would tell it from others; add some, or take other losses"
+        )
     return pipeline.train_batches(
         split,
         tokenizer,
@@ -212,6 +225,21 @@ def open_data(config: schema.Train) -> tuple[builders.Split, np.ndarray | None]:
     parts = [builders.open_split(directory, "train") for directory in config.data]
     epoch = builders.repeated(parts, config.repeats) if config.repeats else None
     return builders.join(parts), epoch
+
+
+def steps_of(config: schema.Train, pairs: int) -> int:
+    """Returns the steps of a run whose epochs have so many pairs.
+
+    Raises:
+        ConfigError: they are more than can be counted.
+    """
+    wanted = config.steps or config.epochs * pairs / config.batch_size
+    if wanted > schema.MAX_COUNT:
+        raise ConfigError(
+            f"epochs={config.epochs:g} of {pairs} captions in batches of "
+            f"batch_size={config.batch_size} are more than {schema.MAX_COUNT} steps; lower epochs"
+        )
+    return math.ceil(wanted)
 
 
 def open_evaluation(config: schema.Train) -> builders.Split | None:
@@ -242,6 +270,7 @@ def check(config: schema.Train, resumed: epath.PathLike | None) -> None:
     tokenizer = tokenization.load(config.text.tokenizer)
     spec = _spec(config, tokenizer, split)
     build_batches(config, split, tokenizer, spec, epoch, mesh)
+    steps_of(config, len(split.pairs[0] if epoch is None else epoch))
     if resumed is None or not is_begun(resumed):
         start_from(config, spec, tokenizer)
 
@@ -303,7 +332,7 @@ def _assemble(
     (split, epoch), compared = open_data(config), open_evaluation(config)
     tokenizer = tokenization.load(config.text.tokenizer)
     pairs = len(split.pairs[0] if epoch is None else epoch)
-    steps = config.steps or math.ceil(config.epochs * pairs / config.batch_size)
+    steps = steps_of(config, pairs)
     data_identity = {
         "dataset": split.fingerprint,
         "tokenizer": tokenizer.fingerprint,
@@ -469,6 +498,8 @@ def _summary(
     mesh, how = parts.mesh, config.optimizer
     schedule = summary.Schedule(**_schedule(config, parts.steps))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    known = parts.split.tokenizer_fingerprint == parts.tokenizer.fingerprint
+    lengths = parts.split.text_lengths
     facts = {
         "devices": summary.devices(
             mesh.size, mesh.devices.flat[0].device_kind, jax.process_count()
@@ -476,6 +507,7 @@ def _summary(
         "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "batch": summary.batch(config.batch_size, ways, config.accumulate),
         "steps": summary.duration(parts.steps, config.batch_size, parts.pairs),
+        "texts": summary.texts(config.text.length, lengths.tolist() if known else ()),
         "learning rate": f"{how.name}, {summary.learning_rate(schedule)}",
     }
     data, factors = [], _rate_factors(config)

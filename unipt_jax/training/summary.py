@@ -94,6 +94,14 @@ def duration(steps: int, batch_size: int, pairs: int) -> str:
     return f"{steps:,}, {steps * batch_size / pairs:.4g} epochs of {pairs:,} pairs"
 
 
+def texts(length: int, lengths: Sequence[int]) -> str:
+    """Says to how many tokens texts are cut, and how many are; `lengths` is empty if unknown."""
+    if not len(lengths):
+        return f"{length} tokens at most"
+    cut = sum(tokens > length for tokens in lengths)
+    return f"{length} tokens at most; {cut:,} of {len(lengths):,} captions are longer, and cut"
+
+
 def learning_rate(schedule: Schedule) -> str:
     """Says how the learning rate goes, before any factor."""
     peak, rise = schedule.peak, round(schedule.warmup * schedule.steps)
