@@ -84,7 +84,7 @@ def weights(made):
 
 SCRIPTS = {
     "train": {"pretrain", "finetune"},
-    **{name: {name} for name in set(NEEDED) - {"pretrain", "finetune"}},
+    **{name: {name} for name in sorted(set(NEEDED) - {"pretrain", "finetune"})},
 }
 
 
