@@ -1,6 +1,7 @@
 """What becomes of an input: it is taken, or refused in one clear line; all else is a crash."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,16 @@ class Outcome:
     refusal: str = ""
 
 
+def is_one_line(text: str) -> bool:
+    """Tells whether a terminal shows a text in one line, in the order of its letters."""
+    return not any(
+        unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(each)
+        in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+        for each in text
+    )
+
+
 def clear(call: Callable[[], Any], *, names: str = "") -> Outcome:
     """Calls, and lets every exception through but a refusal in one line that says `names`."""
     try:
@@ -24,7 +35,7 @@ def clear(call: Callable[[], Any], *, names: str = "") -> Outcome:
     except UserError as error:
         message = str(error)
         assert message.strip(), "a refusal that says nothing"
-        assert message.isprintable(), f"not one line of text: {message!r}"
+        assert is_one_line(message), f"not one line of text: {message!r}"
         assert names in message, f"{names!r} is not named: {message}"
         counts["refused"] += 1
         return Outcome(refusal=message)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -294,7 +295,7 @@ def test_a_port_that_is_taken_is_named(gallery):
 def test_too_many_files_are_refused(gallery, tmp_path):
     Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
     found = app._open(gallery, (), [str(tmp_path / "a.png")] * (app.MOST_FILES + 1))
-    assert "2,001 files are more than the 2,000" in found[4]
+    assert "2,001 files are more than the 2,000" in found[5]
 
 
 @pytest.fixture
@@ -355,7 +356,14 @@ def test_a_picture_that_was_never_sent_is_not_looked_at(visitor, path):
     assert "root:" not in str(refused.value) and "starts with" not in str(refused.value)
 
 
-def test_an_address_of_elsewhere_is_not_fetched(visitor):
+def test_an_address_of_elsewhere_is_not_fetched(visitor, monkeypatch):
+    fetched = []
+    fetch = "gradio.processing_utils.async_ssrf_protected_download"
+    monkeypatch.setattr(fetch, lambda *given: fetched.append(given))
+    for asked in (described("https://a.example/b.png"), {"url": "https://a.example/b.png"}):
+        with pytest.raises(RuntimeError, match="names a file that was not sent"):
+            visitor.look_alikes(asked)
+    assert fetched == []
     with socket.socket() as elsewhere:
         elsewhere.bind(("127.0.0.1", 0))
         elsewhere.listen()
@@ -366,6 +374,34 @@ def test_an_address_of_elsewhere_is_not_fetched(visitor):
                 visitor.look_alikes(asked)
         with pytest.raises(TimeoutError):
             elsewhere.accept()
+
+
+def test_a_question_of_no_session_stops_nothing(visitor):
+    """An empty name ended Gradio's queue, and with it the page, for everybody."""
+    for session in ("", None, 5, "a" * 33, "a b"):
+        visitor._session, kept = session, visitor._session
+        with pytest.raises(RuntimeError, match="of no session"):
+            visitor.search(RED)
+        visitor._session = kept
+    assert "10 of 396 images" in str(visitor.search(RED)[3])
+
+
+def test_a_message_for_a_session_that_is_gone_is_lost_alone(gallery):
+    made = app.page(gallery)
+    sent = []
+    made._queue.send_message = lambda event, message: sent.append(message)
+    app._outlive_sessions(made)
+    made._queue.pending_messages_per_session["there"] = None
+    for session in ("gone", "there"):
+        made._queue.send_message(mock.Mock(session_hash=session), session)
+    assert sent == ["there"]
+
+
+def test_a_folder_that_is_gone_is_missed(gallery):
+    """Its visitor is not shown others' images in its place."""
+    said = app._answer(gallery, (), app._by_text, 1, None, True, RED, 10, "")[3]
+    assert "is no longer kept here" in said
+    assert "10 of 396" in app._answer(gallery, (), app._by_text, 1, None, False, RED, 10, "")[3]
 
 
 def test_questions_of_wrong_types_are_refused_and_hurt_no_other(visitor, address):
@@ -416,10 +452,10 @@ def test_sizes_of_files_and_of_all_of_them_are_bounded(visitor, monkeypatch):
     assert send(visitor, "big.png", b"x" * ((20 << 20) + 1))[0] == 413
     monkeypatch.setattr(gate, "MOST_KEPT", 20 << 20)
     status, content = send(visitor, "one.png", b"x")
-    assert status == 503 and b"the page keeps 20 MB of files, and 20 MB at most" in content
+    assert status == 503 and b"MB of files, and 20 MB at most; try again in an hour" in content
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(visitor, address):
+def test_an_upload_that_breaks_off_leaves_nothing_for_long(visitor, address):
     body, kind = form("a.png", b"x" * 100_000)
     head = f"POST {gate.UPLOAD} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
     head += f"Content-Length: {len(body)}\r\n\r\n"
@@ -427,8 +463,10 @@ def test_an_upload_that_breaks_off_leaves_nothing(visitor, address):
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as sending:
         sending.sendall(head.encode() + body[:50_000])
         wait_until(lambda: any(path.is_file() for path in kept.iterdir()))
-    wait_until(lambda: not any(path.is_file() for path in kept.iterdir()))
-    assert send(visitor, "a.png", b"x")[0] == 200
+    left = [path for path in kept.iterdir() if path.is_file()]
+    for path in left:
+        os.utime(path, (0, 0))  # Long ago.
+    wait_until(lambda: send(visitor, "a.png", b"x")[0] == 200 and not any(map(Path.exists, left)))
 
 
 def test_the_page_is_for_its_own_machine_unless_told_otherwise():
@@ -442,4 +480,4 @@ def test_a_folder_that_is_too_big_is_refused(gallery, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "MOST_SENT", 3 << 20)
     (tmp_path / "a.png").write_bytes(b"x" * (2 << 20))
     found = app._open(gallery, (), [str(tmp_path / "a.png")] * 2)
-    assert "4 MB are more than the 3 that this page takes" in found[4]
+    assert "4 MB are more than the 3 that this page takes" in found[5]

@@ -1,7 +1,9 @@
 """The gate, before a server that would do anything it is asked."""
 
 import asyncio
+import json
 import os
+import time
 
 import pytest
 
@@ -23,15 +25,17 @@ def ask(tmp_path):
     """Sends a request through the gate; returns the status, and whether the server saw it."""
     (tmp_path / "served").mkdir()
 
-    def ask(method, path, hosts=(), **headers):
+    def ask(method, path, hosts=(), body=None, query=b"", **headers):
         seen, answer = [], []
+        question = {"data": [], "fn_index": 1, "session_hash": "a"}
+        content = json.dumps(question if body is None else body).encode()
 
         async def server(scope, receive, send):
             seen.append(scope["path"])
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
         async def receive():
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": content, "more_body": False}
 
         async def send(message):
             answer.append(message)
@@ -39,8 +43,7 @@ def ask(tmp_path):
         passing = gate.Gate(server, tmp_path / "served", tmp_path, frozenset(hosts))
         given = [(name.replace("_", "-").encode(), it.encode()) for name, it in headers.items()]
         scope = {"type": "http", "method": method, "path": path, "headers": given}
-        asyncio.run(passing(scope, receive, send))
-        assert passing._coming == 0
+        asyncio.run(passing(scope | {"query_string": query}, receive, send))
         return answer[0]["status"], bool(seen)
 
     return ask
@@ -77,10 +80,11 @@ def test_a_request_says_how_long_it_is_and_is_not_too_long(ask):
     assert ask("POST", join) == (411, False)
     assert ask("POST", join, content_length="-1") == (411, False)
     assert ask("POST", join, content_length="5", transfer_encoding="chunked") == (411, False)
-    assert ask("POST", join, content_length=f"{4 << 20}") == (200, True)
-    assert ask("POST", join, content_length=f"{(4 << 20) + 1}") == (413, False)
-    assert ask("POST", gate.UPLOAD, content_length=f"{1 << 30}") == (200, True)
-    assert ask("POST", gate.UPLOAD, content_length=f"{(1 << 30) + 1}") == (413, False)
+    assert ask("POST", join, content_length="0") == (411, False)
+    assert ask("POST", join, content_length=f"{2 << 20}") == (200, True)
+    assert ask("POST", join, content_length=f"{(2 << 20) + 1}") == (413, False)
+    assert ask("POST", gate.UPLOAD, content_length=f"{256 << 20}") == (200, True)
+    assert ask("POST", gate.UPLOAD, content_length=f"{(256 << 20) + 1}") == (413, False)
     assert ask("POST", gate.UPLOAD, content_length="9" * 50) == (413, False)
 
 
@@ -94,44 +98,83 @@ def test_no_more_is_kept_than_the_bound(ask, tmp_path, monkeypatch):
     assert ask("POST", "/gradio_api/queue/join", content_length="1") == (200, True)
 
 
-def test_what_a_broken_upload_left_goes_once_none_is_under_way(ask, tmp_path):
+def test_what_is_old_goes(ask, tmp_path):
+    for folder in ("old", "new"):
+        (tmp_path / "served" / folder).mkdir()
+        (tmp_path / "served" / folder / "a.png").write_bytes(b"whole")
     (tmp_path / "served" / "tmp1").write_bytes(b"half")
-    (tmp_path / "served" / "hash").mkdir()
-    (tmp_path / "served" / "hash" / "a.png").write_bytes(b"whole")
+    before = time.time() - gate.KEPT - 1
+    for name in ("old/a.png", "old", "tmp1"):
+        os.utime(tmp_path / "served" / name, (before, before))
     assert ask("POST", gate.UPLOAD, content_length="1") == (200, True)
-    assert [path.name for path in (tmp_path / "served").rglob("*")] == ["hash", "a.png"]
+    assert not (tmp_path / "served" / "tmp1").exists()
+    assert not (tmp_path / "served" / "old" / "a.png").exists()
+    assert (tmp_path / "served" / "new" / "a.png").exists()
 
 
-def test_uploads_under_way_count_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "MOST_KEPT", 100)
-    statuses = []
+def test_two_uploads_go_on_at_once_and_who_sends_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_PATIENCE", 0.2)
+    heard = []
 
-    async def both():
-        first_is_there, go_on = asyncio.Event(), asyncio.Event()
-
+    async def all_of_them():
         async def server(scope, receive, send):
-            first_is_there.set()
-            await go_on.wait()
-            await send({"type": "http.response.start", "status": 200})
+            heard.append(1)
+            assert sum(heard) <= 2
+            assert (await receive())["type"] == "http.disconnect"
+            heard.append(-1)
 
         async def receive():
-            return {"more_body": False}
+            await asyncio.sleep(60)
 
         async def send(message):
-            statuses.extend([message["status"]] if "status" in message else [])
+            raise AssertionError(message)
 
         passing = gate.Gate(server, tmp_path, tmp_path, frozenset())
-        scope = {"type": "http", "method": "POST", "path": gate.UPLOAD}
+        scope = {"type": "http", "method": "POST", "path": gate.UPLOAD, "query_string": b""}
         scope["headers"] = [(b"content-length", b"60")]
-        first = asyncio.create_task(passing(scope, receive, send))
-        await first_is_there.wait()
-        await passing(scope, receive, send)
-        go_on.set()
-        await first
-        await passing(scope, receive, send)
+        await asyncio.gather(*(passing(scope, receive, send) for _ in range(5)))
 
-    asyncio.run(both())
-    assert statuses == [503, 200, 200]
+    asyncio.run(all_of_them())
+    assert heard.count(1) == heard.count(-1) == 5
+
+
+def test_a_question_is_of_the_form_that_the_page_sends(ask, tmp_path):
+    join, good = "/gradio_api/queue/join", {"data": [], "fn_index": 1, "session_hash": "ab1"}
+    sent = {"path": f"{tmp_path}/served/a/b.png", "url": "http://localhost/x", "meta": {}}
+    for data in ([], [None, 1.5, "red", ["a"], True], [sent], [[sent] * 2000]):
+        assert ask("POST", join, body=good | {"data": data}, content_length="9") == (200, True)
+    elsewhere = [
+        {"path": "/etc/passwd"},
+        {"path": f"{tmp_path}/served/../index"},
+        {"path": "https://a.example/b.png"},
+        {"url": "https://a.example/b.png"},
+        {"path": None, "url": None},
+        {"path": ["a"]},
+        [[{"deep": {"path": "a"}}]],
+    ]
+    wrong = [good | {"data": [each]} for each in elsewhere]
+    wrong += [good | {"session_hash": each} for each in ("", None, 1, "a" * 33, "a b", "a\n")]
+    wrong += [good | {"fn_index": each} for each in (None, "1", 1.0, True)]
+    wrong += [good | {"data": each} for each in (None, {}, "a", [[]] * 30_001)]
+    wrong += [[], 1, {}]
+    for body in wrong:
+        assert ask("POST", join, body=body, content_length="9") == (400, False), body
+
+
+def test_no_other_site_asks_in_a_visitors_name(ask):
+    for origin in ("http://localhost:7860", "https://localhost:7860"):
+        assert ask("GET", "/", host="localhost:7860", origin=origin) == (200, True)
+    proxied = {"host": "127.0.0.1:7860", "x_forwarded_host": "search.example"}
+    assert ask("GET", "/", **proxied, origin="https://search.example") == (200, True)
+    for origin in ("http://evil.example", "null", "http://localhost:1", "localhost"):
+        assert ask("GET", "/", host="localhost:7860", origin=origin) == (403, False)
+
+
+def test_a_query_string_is_short_and_plain(ask):
+    data = "/gradio_api/queue/data"
+    assert ask("GET", data, query=b"session_hash=abc&x=1") == (200, True)
+    for query in (b"a" * 201, b"a=/etc", b"a=\xff"):
+        assert ask("GET", data, query=query) == (404, False)
 
 
 def test_a_page_for_its_own_machine_answers_to_no_other_name(ask):

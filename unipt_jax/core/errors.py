@@ -5,15 +5,17 @@ import re
 from collections.abc import Iterable
 
 _LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Returns a text that any terminal and page can show: file names hold whatever bytes."""
-    whole = text.encode("utf-8", "backslashreplace").decode()
-    if whole.isprintable():
-        return whole
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in whole
+    """Returns a text in one line that any terminal and page can show: names hold whatever bytes.
+
+    Controls, line ends, halves of surrogate pairs and what turns the direction of others' letters
+    are written as escapes; what languages join and part their letters by stays.
+    """
+    return _UNSHOWN.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
     )
 
 

@@ -6,8 +6,11 @@ import html
 import importlib.util
 import ipaddress
 import os
+import resource
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,12 +39,15 @@ EXAMPLES = (
 MOST_FILES, MOST_BYTES, MOST_CHARACTERS = 2_000, 20 << 20, 2_000
 
 # Questions that may wait for an answer: the next is told that there are too many.
-MOST_WAITING = 1_000
+MOST_WAITING = 400
 
 SHOWN = (5, 10, 20, 50)
 
 _THUMBNAIL, _PICTURE = (128, 256), (256, 512)  # pixels, width and height
-_KEPT = 3_600  # seconds for which a picture that was shown or sent is kept
+_OPEN = 6 * gate.KEPT  # seconds for which a visitor's own folder is kept at most
+# A picture may take a GB to decode (`images.MAX_PIXELS`).
+_DECODING = threading.BoundedSemaphore(2)
+_GONE = "What you sent is no longer kept here; clear the folder, and send it again."
 _CSS = """
 .gradio-container {max-width: 1280px !important; margin: auto}
 #status .problem {color: #b3261e; font-weight: 600}
@@ -98,9 +104,15 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
     gallery.search(EXAMPLES[0], 1)  # Compiled before the first visitor waits for it.
     served = _kept() / "served"
     # Gradio asks nothing but the environment. By default its folders are shared among all programs
-    # of a user, and lie in the working directory.
+    # of a user, and lie in the working directory; and after each answer it goes through the last
+    # ten thousand for a page of statistics.
     os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = os.fspath(served)
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    # A visitor holds two connections, and each file of a folder that is sent is open till its end.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     made = page(gallery)
+    _outlive_sessions(made)
     made.launch(
         server_name=host,
         server_port=port,
@@ -111,6 +123,7 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
         ssr_mode=False,
         max_file_size=MOST_BYTES,
         footer_links=[],
+        run_history=False,
         allowed_paths=[],
         app_kwargs={
             "middleware": [Middleware(gate.Gate, served=served, kept=_kept(), hosts=_names(host))]
@@ -121,8 +134,22 @@ def serve(gallery: Gallery, *, host: str, port: int, wait: bool = True) -> Any:
     )
     print(f"search page: http://{host}:{port} (Ctrl+C ends it)", flush=True)
     if wait:
+        # Ended by the system, it removes what visitors sent too.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         made.block_thread()
     return made
+
+
+def _outlive_sessions(made: Any) -> None:
+    """Lets what is for a session that is gone be lost; it would end Gradio's queue for all."""
+    queue = made._queue
+    send = queue.send_message
+
+    def send_if_there(event: Any, message: Any) -> None:
+        if event.session_hash in queue.pending_messages_per_session:
+            send(event, message)
+
+    queue.send_message = send_if_there
 
 
 @functools.cache
@@ -150,11 +177,12 @@ def page(gallery: Gallery) -> Any:
         title="UniPT-JAX search",
         analytics_enabled=False,
         fill_width=True,
-        delete_cache=(_KEPT, _KEPT),
     ) as made:
         # What a visitor's own folder is, the query, what it found and which of that is looked at.
         # They go an hour after the visitor has.
-        folder, query = gr.State(None), gr.State(None)
+        folder, query = gr.State(None, time_to_live=_OPEN), gr.State(None)
+        # Kept by the browser, so that a folder that is gone is missed.
+        has_folder = gr.Checkbox(False, visible=False)
         hits, chosen = gr.State([]), gr.State(None)
         gr.Markdown("# Find a person\nDescribe whom you look for, or show a picture.")
         examples = gr.Row()  # Filled once there is what they fill.
@@ -204,24 +232,16 @@ def page(gallery: Gallery) -> Any:
         settings = [k, without, *filters.values()]
         answer = [query, results, hits, status, details]
 
-        def on(
-            event: Any, ask: Callable[..., Any], *inputs: Any, at_once: int | str = "default"
-        ) -> None:
+        def on(event: Any, ask: Callable[..., Any], *inputs: Any) -> None:
             """Lets an event ask, and shows the answer or what was wrong."""
             how = functools.partial(_answer, gallery, tuple(filters), ask, len(inputs))
-            event(
-                how,
-                [folder, *inputs, *settings],
-                answer,
-                show_progress="minimal",
-                concurrency_limit=at_once,
-            )
+            given = [folder, has_folder, *inputs, *settings]
+            event(how, given, answer, show_progress="minimal")
 
         for event in (button.click, text.submit):
             on(event, _by_text, text)
         on(without.submit, _again_or_by_text, query, text)
-        # A picture may take a GB to decode (`images.MAX_PIXELS`).
-        on(picture.upload, _by_picture, picture, at_once=2)
+        on(picture.upload, _by_picture, picture)
         on(more.click, _by_likeness, chosen)
         for setting in (k.input, *(each.input for each in filters.values())):
             on(setting, _again, query)
@@ -229,18 +249,26 @@ def page(gallery: Gallery) -> Any:
             offered = gr.Examples([[each] for each in EXAMPLES], [text], label="Examples")
         on(offered.load_input_event.then, _by_text, text)
 
-        @results.select(inputs=[folder, hits], outputs=[chosen, large, about, details])
-        def look(event: gr.SelectData, folder: Any, hits: list[Hit]) -> tuple[Any, ...]:
-            hit = hits[event.index]
-            picture = _picture(_in_use(gallery, folder), hit, *_PICTURE)
+        @results.select(inputs=[folder, has_folder, hits], outputs=[chosen, large, about, details])
+        def look(
+            event: gr.SelectData, folder: Any, has_folder: bool | None, hits: list[Hit]
+        ) -> tuple[Any, ...]:
+            try:
+                hit = hits[event.index]
+                picture = _picture(_in_use(gallery, folder, bool(has_folder)), hit, *_PICTURE)
+            except (IndexError, UserError):  # The server was started anew, or the folder is gone.
+                return None, None, _said(_GONE, problem=True), _shown(True)
             return hit.number, picture, _about(hit), _shown(True)
 
-        opened = [folder, *answer, *filters.values()]
+        opened = [folder, has_folder, *answer, *filters.values()]
         # One folder at a time: while it is encoded, others still ask.
         opening = functools.partial(_open, gallery, tuple(filters))
         files.upload(opening, [files], opened, concurrency_limit=1)
         files.clear(functools.partial(_close, gallery, tuple(filters)), [], opened)
-    made.queue(default_concurrency_limit=8, max_size=MOST_WAITING, api_open=False)
+    # Told of their place every few seconds, not after each answer to anybody.
+    made.queue(
+        default_concurrency_limit=8, max_size=MOST_WAITING, api_open=False, status_update_rate=5
+    )
     return made
 
 
@@ -283,13 +311,15 @@ def _answer(
 ) -> tuple[Any, ...]:
     """Returns query, pictures, hits, status and the details' state, from what the page holds.
 
-    `values` are the visitor's folder, `count` values for `ask`, then k, `without` and the filters.
+    `values` are the visitor's folder, whether there is one, `count` values for `ask`, then k,
+    `without` and the filters.
     """
     import gradio as gr
 
-    folder, *given = values
-    gallery, inputs, (k, without, *chosen) = _in_use(own, folder), given[:count], given[count:]
+    folder, has_folder, *given = values
+    inputs, (k, without, *chosen) = given[:count], given[count:]
     try:
+        gallery = _in_use(own, folder, bool(has_folder))
         started = time.perf_counter()
         query = ask(gallery, *inputs)
         if query is None:  # A filter was set before anything was asked.
@@ -340,12 +370,12 @@ def _open(own: Gallery, names: Sequence[str], files: Sequence[str]) -> tuple[Any
     except (UserError, OSError) as error:
         # The system's own errors tell where this server keeps things.
         why = error.strerror if isinstance(error, OSError) else error
-        return (gr.skip(),) * 4 + (_said(f"{why}", problem=True),) + (gr.skip(),) * (1 + len(names))
-    return (gallery, place), *_emptied(gallery, names, " of your own")
+        return (gr.skip(),) * 5 + (_said(f"{why}", problem=True),) + (gr.skip(),) * (1 + len(names))
+    return (gallery, place), True, *_emptied(gallery, names, " of your own")
 
 
 def _close(own: Gallery, names: Sequence[str]) -> tuple[Any, ...]:
-    return None, *_emptied(own, names)
+    return None, False, *_emptied(own, names)
 
 
 def _emptied(gallery: Gallery, names: Sequence[str], whose: str = "") -> tuple[Any, ...]:
@@ -358,7 +388,9 @@ def _emptied(gallery: Gallery, names: Sequence[str], whose: str = "") -> tuple[A
     return None, [], [], _greeting(gallery, whose), _shown(False), *filters
 
 
-def _in_use(own: Gallery, folder: tuple[Gallery, Any] | None) -> Gallery:
+def _in_use(own: Gallery, folder: tuple[Gallery, Any] | None, has_folder: bool) -> Gallery:
+    if has_folder and not folder:
+        raise DataError(_GONE)
     return folder[0] if folder else own
 
 
@@ -402,7 +434,8 @@ def _counted(counts: Mapping[str, int]) -> list[tuple[str, str]]:
 def _picture(gallery: Gallery, hit: Hit, width: int, height: int) -> Image.Image:
     """Returns an image of the gallery; a grey one where it was removed since it was indexed."""
     try:
-        return fitted(gallery.image(hit.number), width, height)
+        with _DECODING:
+            return fitted(gallery.image(hit.number), width, height)
     except DataError:
         return Image.new("RGB", (width, height), "lightgrey")
 
