@@ -342,7 +342,7 @@ def test_other_inputs_are_not_mixed_in(folder, clip, tmp_path, monkeypatch, what
 
 def test_a_model_that_is_never_sure_is_refused(folder, clip, tmp_path):
     spec = dataclasses.replace(SPEC, temperature="none")
-    with pytest.raises(ConfigError, match=r"no temperature.*contrastive\.temperature=learned"):
+    with pytest.raises(ConfigError, match=r"no temperature.*similarity\.temperature=learned"):
         runner.caption(config(folder), tmp_path, dataclasses.replace(clip, model=DualEncoder(spec)))
 
 

@@ -5,6 +5,7 @@ code (`modeling_unipt.py`) is put beside its weights.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import safetensors.numpy
 from etils import epath
 
 from unipt_jax.core.errors import ConversionError
-from unipt_jax.core.files import CONFIG_FILE, write_bytes, write_json
+from unipt_jax.core.files import CONFIG_FILE, write_bytes, write_json, write_stream
 from unipt_jax.data.tokenization import Tokenizer
 from unipt_jax.interop import foreign_specs, names, weight_files
 from unipt_jax.models import specs
@@ -161,7 +162,8 @@ def export(
     spec, _, left_out = encoders_alone(spec, params)
     exported = Exported(form(spec), sum(array.size for array in arrays.values()), left_out)
     told = {"format": "pt", weight_files.CHECKSUM: weight_files.checksum(arrays)}
-    write_bytes(directory / "model.safetensors", safetensors.numpy.save(arrays, metadata=told))
+    content = safetensors.numpy.save(arrays, metadata=told)
+    write_stream(directory / "model.safetensors", _metadata_in_order(content))
     if exported.form == "UniPTModel":
         config = _unipt_config(spec, text_length)
         write_bytes(directory / MODELING.name, MODELING.read_bytes())
@@ -232,6 +234,15 @@ def _tower_config(tower: Any, embedding_dim: int) -> dict[str, Any]:
         "layer_norm_eps": tower.layer_norm_eps,
         "projection_dim": embedding_dim,
     }
+
+
+def _metadata_in_order(content: bytes) -> list[bytes]:
+    """Returns a safetensors file in pieces, the same for the same weights: its writer shuffles."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return [content[:8], text.ljust(start - 8), content[start:]]
 
 
 def _tokenizer_config(tokenizer: Tokenizer, text_length: int) -> dict[str, Any]:
