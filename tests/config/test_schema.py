@@ -334,7 +334,10 @@ CONTRADICTIONS = [
     ({"steps": 0, "epochs": 0.0}, "steps and epochs are both 0"),
     ({"batch_size": 64, "accumulate": 3}, "accumulate=3 does not divide batch_size=64"),
     ({"batch_size": 1}, "batch_size=1 leaves a pair no other to be compared with"),
-    ({"batch_size": 4, "instances": 4}, "instances=4 fills a batch of batch_size=4 with one"),
+    (
+        {"batch_size": 4, "instances": 4, "loss": {"sdm": 1.0, "identity": 1.0, "sigmoid": 1.0}},
+        "a batch of batch_size=4 with one identity, and loss.sdm, loss.sigmoid would tell it",
+    ),
     ({"loss": {"negatives": 1}}, "loss.negatives=1 contrasts an example with no other"),
     (
         {"batch_size": 64, "loss": {"contrastive": 1.0, "negatives": 48}},
@@ -432,6 +435,8 @@ def test_contradictions_are_listed_at_once():
         ("pretrain", {"text": {"noise": "mask"}}),
         ("finetune", {"data": "a,b", "repeats": (2, 1)}),
         ("finetune", {"data": "a,b", "instances": 4}),
+        ("finetune", {"batch_size": 4, "instances": 4}),
+        ("finetune", {"loss": {"contrastive": 0.0, "sdm": 1.0, "negatives": 1}}),
         ("finetune", {"evaluate": True, "paper_protocol": True}),
         ("finetune", {"mlm": {"probability": 0.0}, "loss": {"mlm": 0.0}}),
         ("finetune", {"model": {"pgu": "paper"}, "loss": {"pgu": 0.5}}),

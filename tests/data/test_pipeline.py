@@ -927,7 +927,7 @@ def test_neither_a_worker_nor_its_parent_outlives_the_other(reading):
     process.stdin.write("\n")
     process.stdin.flush()
     said = process.stdout.readline()
-    assert re.match(r"a process that reads images was ended from outside, .* --resume", said)
+    assert re.match(r"a process that reads images ended with exit code -9 .* --resume", said)
     process.kill()
     # Each worker has stderr open too, which ends with the last of them.
     process.communicate(timeout=30)

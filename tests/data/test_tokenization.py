@@ -1,5 +1,6 @@
 """Tokenisation: ids by hand, truncation, lengths, and what cannot be loaded."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -112,6 +113,13 @@ def test_fingerprint_follows_the_vocabulary(tokenizer, tmp_path):
     (tmp_path / "other").mkdir()
     write_tokenizer(tmp_path / "other", [*VOCABULARY[:-1], "on"])
     assert tokenization.load(str(tmp_path / "other")).fingerprint != tokenizer.fingerprint
+
+
+def test_fingerprint_follows_the_rules(tokenizer, tmp_path):
+    """What was prepared while a spelt "[SEP]" was a token has other ids, by the same file."""
+    tokenizer.save(tmp_path)
+    of_file = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    assert tokenizer.fingerprint != of_file[:16]
 
 
 def test_byte_pairs_by_hand(clip_tokenizer):

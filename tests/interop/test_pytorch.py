@@ -475,11 +475,12 @@ def test_values_that_a_type_cannot_hold_are_refused(value, dtype, tokenizer, tmp
 
 @pytest.mark.parametrize("kind", ["word_pieces", "byte_pairs"])
 def test_token_ids_are_ours(kind, tmp_path):
+    """Those of texts that spell a special token too."""
     transformers = pytest.importorskip("transformers")
     spec, source, sentences = (
-        (UNIPT, "examples/tokenizer", ["A man in a red shirt.", "", "a boy [SEP] , Bag " * 9])
+        (UNIPT, "examples/tokenizer", ["A man [SEP] in red.", "", "a boy [SEP] , Bag " * 9])
         if kind == "word_pieces"
-        else (CLIP, str(tmp_path), ["ab abc c", "", "ABC ab cab " * 9])
+        else (CLIP, str(tmp_path), ["ab <|endoftext|> c", "", "ABC ab cab " * 9])
     )
     if kind == "byte_pairs":
         write_byte_pairs(tmp_path)

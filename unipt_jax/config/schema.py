@@ -178,6 +178,11 @@ class Similarity:
     )
 
 
+# The losses that compare images with texts: the pairs, whoever they show, and the identities.
+_OF_IDENTITIES = ("ranking", "sdm", "tal", "n_itc", "r_itc", "sigmoid")
+_COMPARING = ("contrastive", *_OF_IDENTITIES)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """Weights of the losses, 0 leaving one out, and their constants."""
@@ -219,6 +224,15 @@ class Loss:
         at_least=0,
         at_most=1,
     )
+
+    def idle_with_one_identity(self, *, classes: bool) -> str:
+        """Lists the losses in use that one identity alone gives nothing to tell from another.
+
+        Args:
+            classes: it is the only one of the training, not of a batch alone.
+        """
+        names = ("identity", *_OF_IDENTITIES) if classes else _OF_IDENTITIES
+        return ", ".join(f"loss.{name}" for name in names if getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -447,14 +461,16 @@ class Train:
             faults.append(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
             )
-        if self.batch_size == 1:
+        if self.batch_size == 1:  # Whatever compares wants a second pair.
             faults.append("batch_size=1 leaves a pair no other to be compared with; raise it")
-        elif self.batch_size == self.instances:
+        idle = loss.idle_with_one_identity(classes=False)
+        if idle and self.batch_size == self.instances > 1:
             faults.append(
                 f"instances={self.instances} fills a batch of batch_size={self.batch_size} with "
-                "one identity, which is compared with no other; lower instances"
+                f"one identity, and {idle} would tell it from others; lower instances, or take "
+                "other losses"
             )
-        if loss.negatives == 1:
+        if loss.contrastive and loss.negatives == 1:
             faults.append("loss.negatives=1 contrasts an example with no other; raise it, or set 0")
         if loss.negatives and self.batch_size % loss.negatives:
             faults.append(
@@ -484,9 +500,9 @@ class Train:
             )
         if model.cross_modal and not loss.mlm:
             faults.append("model.cross_modal adds blocks that loss.mlm=0 leaves untrained")
-        compared = ("contrastive", "ranking", "sdm", "tal", "n_itc", "r_itc", "sigmoid")
-        if not any(getattr(loss, name) for name in compared):
-            faults.append(f"no loss compares images with texts: weigh one of {', '.join(compared)}")
+        if not any(getattr(loss, name) for name in _COMPARING):
+            names = ", ".join(_COMPARING)
+            faults.append(f"no loss compares images with texts: weigh one of {names}")
         if faults:
             raise ConfigError("; ".join(faults))
 

@@ -54,7 +54,7 @@ class SaveError(Exception):
 
 
 class WorkerError(Exception):
-    """A worker process was ended from outside, for lack of memory most often (exit code 1)."""
+    """A worker process ended by itself, or was killed for lack of memory (exit code 1)."""
 
 
 class PreemptionError(Exception):

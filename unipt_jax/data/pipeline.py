@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -337,11 +338,14 @@ class Batches(Iterator[Example]):
         try:
             batch = next(self._iterator)
         except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):  # Grain has no type for it.
+            # Grain has no type for it.
+            died = re.search(r"terminated unexpectedly with exit code (-?\w+)", str(error))
+            if not died:
                 raise
             raise WorkerError(
-                "a process that reads images was ended from outside, as systems do that run out "
-                "of memory; go on with --resume, and with a lower --config.workers"
+                f"a process that reads images ended with exit code {died[1]} (-9: killed, as "
+                "systems do that run out of memory; else see what it said above); go on with "
+                "--resume, and with a lower --config.workers"
             ) from error
         self._next += 1
         if not self._workers:

@@ -16,6 +16,9 @@ from unipt_jax.core.errors import DataError
 from unipt_jax.core.files import write_bytes
 
 FILE = "tokenizer.json"
+# Of what `Tokenizer` does to texts beyond its file: 2 reads spelt special tokens as letters. Raised
+# with each change of ids, since what was prepared by another rule has other ids.
+_RULES = 2
 _MOST_IDS = 2**24  # Beyond any vocabulary; a table of so many embeddings would fill the memory.
 _VOCABULARIES = ("vocab.txt", "vocab.json")  # Of what was saved before there was `FILE`.
 
@@ -40,7 +43,7 @@ class Tokenizer:
     `is_special` and `is_continuation` (a piece that goes on with the word before it) are
     `bool[vocab_size]`. `is_continuation` is None with byte pairs: those mark the end of a word, so
     what a piece goes on with is not told by its id. `name` is what the tokenizer was loaded by;
-    `fingerprint` changes with anything that changes ids.
+    `fingerprint` changes with anything that changes ids: the file, or the rules of this module.
 
     What a caption spells is never a special token, and half a surrogate pair is read as "?".
     """
@@ -153,9 +156,14 @@ def load(name: str) -> Tokenizer:
         backend=backend,
         is_special=is_special,
         is_continuation=is_continuation,
-        fingerprint=hashlib.sha256(backend.to_str().encode()).hexdigest()[:16],
+        fingerprint=_fingerprint(backend),
         **ids,
     )
+
+
+def _fingerprint(backend: tokenizers.Tokenizer) -> str:
+    """Returns 16 hexadecimal digits that follow from the file and from `_RULES`."""
+    return hashlib.sha256(f"{_RULES} {backend.to_str()}".encode()).hexdigest()[:16]
 
 
 def is_in(directory: epath.PathLike) -> bool:

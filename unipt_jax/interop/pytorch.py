@@ -258,6 +258,8 @@ def _tokenizer_config(tokenizer: Tokenizer, text_length: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": text_length,
+        # A text that spells a special token says so in letters, as it does here.
+        "split_special_tokens": True,
         **{
             role: tokenizer.backend.id_to_token(number)
             for role, number in ids.items()

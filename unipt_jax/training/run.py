@@ -191,17 +191,16 @@ def build_batches(
             does not split evenly over the mesh.
         DataError: there is one caption alone, or one identity, which a loss would tell from others.
     """
-    by_identity = ("identity", "ranking", "sdm", "tal", "n_itc", "r_itc", "sigmoid")
-    losses = [f"loss.{name}" for name in by_identity if getattr(config.loss, name)]
     if len(split.pairs[0]) == 1:
         raise DataError(
             f"{split.directory}: split {split.name!r} has one caption alone; there is nothing to "
             "compare it with"
         )
-    if split.identity_count == 1 and losses:
+    idle = config.loss.idle_with_one_identity(classes=True)
+    if idle and split.identity_count == 1:
         raise DataError(
-            f"{split.directory}: split {split.name!r} has one identity alone, and "
-            f"{', '.join(losses)} would tell it from others; add some, or take other losses"
+            f"{split.directory}: split {split.name!r} has one identity alone, and {idle} would "
+            "tell it from others; add some, or take other losses"
         )
     return pipeline.train_batches(
         split,
