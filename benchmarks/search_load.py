@@ -1,17 +1,16 @@
 """The search page under load: many visitors at once, and one who sends what no page would.
 
-Each visitor has a session and asks again as soon as it is answered, so that as many questions wait
-as there are visitors. A question is answered when its pictures are known to the browser. Beside
-them bad requests go on: wrong types, damaged JSON, files of the server's, other hosts, too much.
+Each visitor has a session, holds its connection open, and asks again as soon as it has the answer
+and the first picture of it, so that as many questions wait as there are visitors. Visitors and
+server share the machine. Beside them bad requests go on: wrong types, damaged JSON, no session,
+files of the server's and of elsewhere, other hosts and sites, too much.
 
 Usage: python benchmarks/search_load.py [--visitors 200] [--rounds 10]
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import http.client
-import itertools
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ QUERIES = [
     for colour in ("red", "black", "white", "blue", "grey")
     for garment in ("coat", "jacket", "shirt", "dress")
 ]
+FILE = "/gradio_api/file="
 _TIMEOUT = 300  # seconds
 
 
@@ -61,6 +62,15 @@ class Visitor:
         """
         given = {"query": text, "shown": 10, "without": ""} | settings
         return self._event("search", "click", given)
+
+    @contextlib.contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Holds the connection by which the server knows that the page is open."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/gradio_api/heartbeat/{self._session}")
+            connection.getresponse()
+            yield
 
     def look_alikes(self, file: dict[str, Any]) -> list[Any]:
         """Asks for people like a picture, which is described as Gradio's browser code does.
@@ -113,6 +123,15 @@ def bad_requests(visitor: Visitor) -> Iterator[tuple[str, tuple[int, bytes]]]:
     def get(path: str, **headers: str) -> tuple[int, bytes]:
         return visitor.send("GET", path, **headers)
 
+    def question(*data: Any, session: Any = "a") -> tuple[int, bytes]:
+        asked = {"data": data, "fn_index": 0, "session_hash": session}
+        return join(json.dumps(asked).encode())
+
+    yield "no session", question(session="")
+    yield "an address of elsewhere", question({"path": "https://elsewhere.example/a.png"})
+    yield "a file of the server's", question({"path": "/etc/hostname"})
+    yield "many values", question(*[[]] * 40_000)
+    yield "another site", get("/config", Origin="http://elsewhere.example")
     yield "no JSON", join(b"{")
     yield "deep JSON", join(b"[" * 100_000)
     yield "no such event", join(b'{"data": [], "fn_index": 99999, "session_hash": "a"}')
@@ -179,15 +198,26 @@ def measure(visitors: int, rounds: int) -> Table:
     """Returns the table of a run."""
     with page() as (port, process):
         sessions = [Visitor(port) for _ in range(visitors)]
-        queries = itertools.cycle(QUERIES)
         over = threading.Event()
+        times, errors, held = [], [], []
 
-        def ask(visitor: Visitor) -> float:
-            started = time.perf_counter()
-            answer = visitor.search(next(queries))
-            if len(answer[1]["value"] if isinstance(answer[1], dict) else answer[1]) != 10:
-                raise RuntimeError(f"not ten pictures: {answer[1]}")
-            return time.perf_counter() - started
+        def visit(number: int) -> None:
+            for at in range(rounds):
+                started = time.perf_counter()
+                try:
+                    answer = sessions[number].search(f"{QUERIES[at % len(QUERIES)]}, {number}")
+                    pictures = [each["image"]["path"] for each in answer[1]]
+                    if len(pictures) != 10:
+                        raise RuntimeError(f"{len(pictures)} pictures")
+                    status, content = sessions[number].send("GET", f"{FILE}{pictures[0]}")
+                    if status != 200 or not content:
+                        raise RuntimeError(f"{status} for a picture")
+                except Exception as error:
+                    errors.append(str(error))
+                else:
+                    times.append(time.perf_counter() - started)
+                if len(times) % visitors == 0:
+                    held.append(memory(process))
 
         def disturb() -> list[tuple[str, int]]:
             visitor, answers = Visitor(port), []
@@ -195,20 +225,17 @@ def measure(visitors: int, rounds: int) -> Table:
                 answers += [(name, status) for name, (status, _) in bad_requests(visitor)]
             return answers
 
-        times, errors, held = [], [], []
-        with concurrent.futures.ThreadPoolExecutor(visitors + 1) as threads:
+        with contextlib.ExitStack() as open_pages, ThreadPoolExecutor(visitors + 1) as threads:
+            for session in sessions:
+                open_pages.enter_context(session.heartbeat())
             vandal = threads.submit(disturb)
             started = time.perf_counter()
-            for _ in range(rounds):
-                for done in [threads.submit(ask, visitor) for visitor in sessions]:
-                    try:
-                        times.append(done.result())
-                    except Exception as error:
-                        errors.append(str(error))
-                held.append(memory(process))
+            for done in [threads.submit(visit, number) for number in range(visitors)]:
+                done.result()
             took = time.perf_counter() - started
             over.set()
             bad = vandal.result()
+            held.append(memory(process))
     let_through = [name for name, status in bad if status < 400]
     table = Table(title=f"The search page, {visitors} visitors at once")
     p50, p99 = np.percentile(times, [50, 99]) if times else (np.nan, np.nan)
@@ -218,7 +245,7 @@ def measure(visitors: int, rounds: int) -> Table:
         "p50, s": f"{p50:.2f}",
         "p99, s": f"{p99:.2f}",
         "answers/s": f"{len(times) / took:.1f}",
-        "memory after a round, MB": f"{held[0]:.0f}",
+        "memory after a question each, MB": f"{held[0]:.0f}",
         "growth to the end, MB": f"{held[-1] - held[0]:+.0f}",
         "bad requests": f"{len(bad):,}",
         "let through": f"{len(let_through)}",

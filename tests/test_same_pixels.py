@@ -168,4 +168,5 @@ def test_every_way_sees_the_pixels_that_a_file_holds(folder, tmp_path):
         for name, (_, pixels) in FILES.items():
             np.testing.assert_array_equal(seen[name], resized(pixels), err_msg=f"{way}, {name}")
     for name, (_, pixels) in FILES.items():
-        np.testing.assert_array_equal(index.read(folder, name), pixels, err_msg=name)
+        found = images.decode(index.read(folder, name), name)
+        np.testing.assert_array_equal(found, pixels, err_msg=name)

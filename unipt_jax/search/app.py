@@ -2,8 +2,10 @@
 
 import atexit
 import functools
+import hashlib
 import html
 import importlib.util
+import io
 import ipaddress
 import os
 import resource
@@ -22,6 +24,7 @@ from PIL import Image
 from unipt_jax.captioning.sources import SUFFIXES
 from unipt_jax.config import schema
 from unipt_jax.core.errors import ConfigError, DataError, UserError, printable
+from unipt_jax.core.files import write_bytes
 from unipt_jax.data import images
 from unipt_jax.search import gate
 from unipt_jax.search.gallery import Gallery, Hit
@@ -219,7 +222,6 @@ def page(gallery: Gallery) -> Any:
                     allow_preview=False,
                     interactive=False,
                     buttons=[],
-                    format="jpeg",  # WebP, the default, takes most of a query's time.
                     elem_id="results",
                 )
                 with gr.Row(visible=False, elem_id="details") as details:
@@ -431,13 +433,34 @@ def _counted(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(f"{phrase} ({count:,})", phrase) for phrase, count in counts.items()]
 
 
-def _picture(gallery: Gallery, hit: Hit, width: int, height: int) -> Image.Image:
-    """Returns an image of the gallery; a grey one where it was removed since it was indexed."""
+def _picture(gallery: Gallery, hit: Hit, width: int, height: int) -> str:
+    """Returns the file of an image as it is shown; a grey one where it is no longer to be read.
+
+    It is made once, and never seen half-written, as those that Gradio makes anew for each answer.
+    """
+    try:
+        content = gallery.encoded(hit.number)
+    except DataError:
+        content = b""
+    size = f"{width}x{height}".encode()
+    key = hashlib.blake2b(content, digest_size=16, person=size).hexdigest()
+    file = _kept() / "served" / key / "image.jpg"
+    try:
+        os.utime(file)  # Kept for as long as it is shown.
+    except FileNotFoundError:
+        write_bytes(file, _drawn(content, hit.path, width, height))
+    return os.fspath(file)
+
+
+def _drawn(content: bytes, path: str, width: int, height: int) -> bytes:
     try:
         with _DECODING:
-            return fitted(gallery.image(hit.number), width, height)
+            picture = fitted(images.decode(content, path), width, height)
     except DataError:
-        return Image.new("RGB", (width, height), "lightgrey")
+        picture = Image.new("RGB", (width, height), "lightgrey")
+    drawn = io.BytesIO()
+    picture.save(drawn, "JPEG", quality=90)
+    return drawn.getvalue()
 
 
 def _about(hit: Hit) -> str:

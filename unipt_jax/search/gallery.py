@@ -17,6 +17,7 @@ from unipt_jax.captioning import lexicon
 from unipt_jax.captioning.captioner import Captioner, Clip, require_temperature
 from unipt_jax.core.errors import DataError, nearest
 from unipt_jax.core.sharding import make_mesh
+from unipt_jax.data import images
 from unipt_jax.encoder import Encoder, ImageLike, load
 from unipt_jax.search import index
 from unipt_jax.search.neighbours import Neighbours
@@ -237,6 +238,14 @@ class Gallery:
 
         Raises:
             DataError: it can no longer be read, or there is none of that number.
+        """
+        return images.decode(self.encoded(number), self._index.rows[number]["image"])
+
+    def encoded(self, number: int) -> bytes:
+        """Reads the file of an image of the gallery.
+
+        Raises:
+            DataError: as `image`.
         """
         self._require_number(number)
         return index.read(self._index.folder, self._index.rows[number]["image"])

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from unipt_jax.captioning import lexicon, sources
 from unipt_jax.captioning.captioner import Captioner
@@ -332,7 +332,8 @@ class _Load:
         faults: list[DataError | None] = [None] * len(numbers)
         for row, number in enumerate(numbers):
             try:
-                decoded = read(self.folder, self.names[number])
+                name = self.names[number]
+                decoded = images.decode(read(self.folder, name), name)
             except DataError as error:
                 faults[row] = error
                 continue
@@ -343,16 +344,15 @@ class _Load:
         return {"image": image, "judged": judged, "paths": paths, "faults": faults}
 
 
-def read(folder: Path, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads an image of an index.
+def read(folder: Path, name: str) -> bytes:
+    """Reads the file of an image of an index.
 
     Raises:
-        DataError: it cannot be read or decoded.
+        DataError: it cannot be read.
     """
     try:
-        content = images.read(folder / name, name)
+        return images.read(folder / name, name)
     except DataError as error:
         raise _UnreadError(str(error)) from None
     except OSError as error:
         raise _UnreadError(f"{name}: cannot be read ({error.strerror or error})") from None
-    return images.decode(content, name)
