@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unipt_jax.captioning import runner, sources
-from unipt_jax.data import builders, pipeline, tokenization
+from unipt_jax.data import builders, images, pipeline, tokenization
 from unipt_jax.data.annotations import Record
 from unipt_jax.encoder import Processor
 from unipt_jax.evaluation import features
