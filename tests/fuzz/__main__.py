@@ -29,7 +29,7 @@ def main() -> int:
         seed = random.SystemRandom().randrange(2**32)
         rounds += 1
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pytest", "tests/fuzz", "--hypothesis-profile=fuzz"]
+            command = [sys.executable, "-m", "pytest", "tests/fuzz", "-x", "--hypothesis-profile=fuzz"]
             command += [f"--hypothesis-seed={seed}", f"--numprocesses={arguments.processes}"]
             code = subprocess.call(command, env={**os.environ, "FUZZ_COUNTS": folder})
             for path in pathlib.Path(folder).iterdir():

@@ -196,6 +196,13 @@ def test_a_file_cut_short(name, share, tmp_path):
     assert_refused(path, "damaged")
 
 
+def test_an_archive_in_several_parts(tmp_path):
+    """Asking whether a file is a zip archive raises where its end tells of other disks (P17)."""
+    locator = b"PK\x06\x07" + (0).to_bytes(12, "little") + (2).to_bytes(4, "little")
+    (tmp_path / "model.pt").write_bytes(locator + b"PK\x05\x06" + bytes(18))
+    assert_refused(tmp_path / "model.pt", "damaged")
+
+
 @each_format
 @pytest.mark.parametrize("content", [b"<html>Not found</html>", b"version https://git-lfs.github"])
 def test_another_file_under_the_name(name, content, tmp_path):

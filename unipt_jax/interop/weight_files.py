@@ -237,7 +237,7 @@ def _read_one(path: epath.Path) -> dict[str, np.ndarray]:
         return _read_safetensors(path)
     if path.suffix == ".msgpack":
         return _read_msgpack(path)
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 is_torchscript = torchscript.root(archive) is not None
@@ -253,6 +253,13 @@ def _read_one(path: epath.Path) -> dict[str, np.ndarray]:
             "the weights alone, as safetensors"
         )
     return _read_torch(path)
+
+
+def _is_zip(path: epath.Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:  # Damage to the end, in which it looks for the rest.
+        raise _damaged(path, error) from error
 
 
 def _require_within(path: epath.Path, what: str, size: int, length: int) -> None:
