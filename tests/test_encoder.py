@@ -169,6 +169,18 @@ def test_a_long_sentence_is_cut(encoder, caplog):
     assert not caplog.text
 
 
+def test_sentences_are_tokenised_together(encoder, monkeypatch):
+    seen, real = [], tokenization.Tokenizer.encode_whole
+
+    def count(tokenizer, captions):
+        seen.append(list(captions))
+        return real(tokenizer, captions)
+
+    monkeypatch.setattr(tokenization.Tokenizer, "encode_whole", count)
+    encoder.processor.texts(SENTENCES)
+    assert seen == [list(SENTENCES)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batch_size_and_order_change_nothing(encoder, pictures, batch_size):
     other = dataclasses.replace(encoder, batch_size=batch_size)

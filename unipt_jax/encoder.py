@@ -58,12 +58,12 @@ class Processor:
         Raises:
             DataError: one of them is no text.
         """
-        text = np.full((len(batch), self.length), self.tokenizer.pad, np.int32)
-        mask, cut = np.zeros(text.shape, bool), 0
         for row, sentence in enumerate(batch):
             if not isinstance(sentence, str):
                 raise DataError(f"text {row} is {sentence!r}; expected a sentence")
-            (whole,) = self.tokenizer.encode_whole([sentence])
+        text = np.full((len(batch), self.length), self.tokenizer.pad, np.int32)
+        mask, cut = np.zeros(text.shape, bool), 0
+        for row, whole in enumerate(self.tokenizer.encode_whole(batch)):
             tokens = self.tokenizer.cut(whole, self.length)
             text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
             cut += len(tokens) < len(whole)

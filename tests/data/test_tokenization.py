@@ -224,8 +224,14 @@ def openais_ids(text, merges, ids):
 
 @pytest.mark.parametrize("ftfy", ["missing", "there"])
 @pytest.mark.parametrize("files", ["vocabulary", "tokenizer.json"])
-def test_clips_ids_are_openais_whatever_else_is_installed(tmp_path, monkeypatch, ftfy, files):
-    """P69: from files of either kind, with ftfy and without."""
+def test_clips_ids_take_openais_steps_without_ftfy_and_unescaping(
+    tmp_path, monkeypatch, ftfy, files
+):
+    """P69: from files of either kind, and the same whether ftfy is installed or not.
+
+    The steps are those of OpenAI's code without ftfy and HTML unescaping, written down above; the
+    vocabulary is a small one of the test, not OpenAI's.
+    """
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("m", "a"), ("ma", "n</w>"), ("w", "o"), ("wo", "man</w>"), ("'", "s</w>")]
     pieces = [*characters, *(f"{each}</w>" for each in characters), *map("".join, merges)]

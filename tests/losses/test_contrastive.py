@@ -7,6 +7,7 @@ import pytest
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.sharding import batch_sharding, make_mesh, put_batch
+from unipt_jax.losses import matching
 from unipt_jax.losses.contrastive import info_nce
 from unipt_jax.models.compute import compiler_options
 
@@ -127,6 +128,45 @@ def test_accuracy_counts_partners_on_top():
     assert metrics["accuracy/text_to_image"] == 0.75
     # Image 0 takes text 3. Texts 0 and 1 are the same for image 1, and the first of them wins.
     assert metrics["accuracy/image_to_text"] == 0.5
+
+
+@pytest.mark.parametrize(("second", "hits"), [([1, 0, 0], 2 / 3), ([0, 1, 0], 1)])
+def test_other_captions_of_a_person_are_negatives_here_alone(second, hits):
+    """P106: Eq. 1 knows pairs alone, as `contrastive` does; `n_itc` and `sdm` go by identity.
+
+    By hand, with the first image twice in the batch, and with two images of one person.
+    """
+    image = jnp.asarray([[1, 0, 0], second, [0, 0, 1]], jnp.float32)
+    scale, identity, valid = jnp.float32(1.0), jnp.asarray([7, 7, 8]), jnp.ones(3, bool)
+    losses = {
+        "contrastive": lambda rows: info_nce(rows, image, scale, valid),
+        "n_itc": lambda rows: matching.n_itc(rows, image, scale, identity, valid, soft_weight=0.0),
+        "sdm": lambda rows: matching.sdm(rows, image, identity, valid, temperature=1.0),
+    }
+    found = {
+        name: jax.jit(jax.value_and_grad(loss, has_aux=True))(image)
+        for name, loss in losses.items()
+    }
+
+    # Texts are as their images, so both directions are alike.
+    softmax = np.exp(image @ image.T)
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    shared = np.array([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    divergence = softmax * (np.log(softmax) - np.log(shared + 1e-8))
+    want = {
+        "contrastive": -np.log(np.diagonal(softmax)).mean(),
+        "n_itc": -(shared * np.log(softmax)).sum(axis=1).mean(),
+        "sdm": 2 * divergence.sum(axis=1).mean(),
+    }
+    assert {name: value for name, ((value, _), _) in found.items()} == pytest.approx(want, rel=1e-5)
+
+    # Of two equally near rows the first is taken, and to `contrastive` a row's own is right alone.
+    accuracy = {name: told["accuracy/image_to_text"] for name, ((_, told), _) in found.items()}
+    assert accuracy == pytest.approx({"contrastive": hits, "n_itc": 1, "sdm": 1})
+    # Where the person's other caption differs, it is pushed away, or pulled.
+    if second[1]:
+        pulled = {name: -gradient[0, 1] > 0 for name, (_, gradient) in found.items()}
+        assert pulled == {"contrastive": False, "n_itc": True, "sdm": True}
 
 
 def test_bfloat16_embeddings_are_compared_in_float32():
