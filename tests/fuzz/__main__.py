@@ -29,8 +29,9 @@ def main() -> int:
         seed = random.SystemRandom().randrange(2**32)
         rounds += 1
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pytest", "tests/fuzz", "-x", "--hypothesis-profile=fuzz"]
-            command += [f"--hypothesis-seed={seed}", f"--numprocesses={arguments.processes}"]
+            command = [sys.executable, "-m", "pytest", "tests/fuzz", "--exitfirst"]
+            command += ["--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}"]
+            command += [f"--numprocesses={arguments.processes}"]
             code = subprocess.call(command, env={**os.environ, "FUZZ_COUNTS": folder})
             for path in pathlib.Path(folder).iterdir():
                 totals.update(json.loads(path.read_text()))

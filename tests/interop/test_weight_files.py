@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import huggingface_hub
+import huggingface_hub.constants
 import ml_dtypes
 import msgpack
 import numpy as np

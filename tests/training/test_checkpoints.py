@@ -226,6 +226,18 @@ def test_remains_of_a_killed_save_are_not_a_checkpoint(saved, tmp_path):
 
 # Orbax leaves coroutines behind when it raises.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_half_removed_step_hinders_nobody(saved, tmp_path):
+    """An old one is removed piece by piece, and a kill or a reader may come meanwhile (P38)."""
+    workdir, arrays = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    places = tmp_path / "run" / "checkpoints"
+    shutil.copytree(places / "7", places / "1")
+    shutil.rmtree(places / "1" / "meta")
+    with Checkpoints.open_read_only(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 7
+        assert_equal(host(checkpoints.restore_params()), arrays.params)
+
+
 def test_no_damage_to_the_newest_checkpoint_passes(tmp_path):
     """Cut short or with one bit altered, each of its files is missed, or its values are the same.
 

@@ -358,12 +358,15 @@ def _require_scores(directory: epath.Path) -> None:
     Orbax reads all of them as it opens a directory.
     """
     children = directory.iterdir() if directory.is_dir() else ()
-    # The others are what killed saves have left.
     steps = sorted(int(child.name) for child in children if child.name.isdigit())
     for step in steps:
         metrics = directory / str(step) / "metrics" / "metrics"
+        meta = directory / str(step) / "meta" / "metadata"
+        # Orbax removes old steps piece by piece, and in an object store writes new ones so.
+        if not meta.exists():
+            continue
         try:
-            saved = read_json(directory / str(step) / "meta" / "metadata")
+            saved = read_json(meta)
             found = read_json(metrics)[_SCORE] if metrics.exists() else None
             altered = saved.get(_SCORE, found) != found
         except (DataError, AttributeError, LookupError, TypeError) as error:
