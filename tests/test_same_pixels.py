@@ -1,6 +1,7 @@
 """Every way through the program sees the same pixels of a file, and those that are in it."""
 
 import io
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from unipt_jax.data import builders, images, pipeline, tokenization
 from unipt_jax.data.annotations import Record
 from unipt_jax.encoder import Processor
 from unipt_jax.evaluation import features
-from unipt_jax.search import index
+from unipt_jax.search import app, index
+from unipt_jax.search.gallery import Gallery
 
 HEIGHT, WIDTH = 32, 12
 RNG = np.random.default_rng(0)
@@ -151,6 +153,7 @@ def test_every_way_sees_the_pixels_that_a_file_holds(folder, tmp_path):
     load = index._Load(folder, tuple(FILES), len(FILES), (HEIGHT, WIDTH), (HEIGHT, WIDTH))
     searched = load(range(len(FILES)))
     opened = [Image.open(folder / name) for name in FILES]
+    page = mock.Mock(spec=Gallery, encode_image=lambda pixels: pixels)
     ways = {
         "training": trained,
         "training on pixels": trained_on_pixels,
@@ -160,6 +163,10 @@ def test_every_way_sees_the_pixels_that_a_file_holds(folder, tmp_path):
         "captioning of a data set": captioned(workdirs[0], workdirs[3]),
         "paths": dict(zip(FILES, door([folder / name for name in FILES]), strict=True)),
         "Pillow's images": dict(zip(FILES, door(opened), strict=True)),
+        "a picture that is sent": {
+            name: images.resize(app._by_picture(page, str(folder / name)), HEIGHT, WIDTH)
+            for name in FILES
+        },
         "search": dict(zip(FILES, searched["image"], strict=True)),
         "search, for captions": dict(zip(FILES, searched["judged"], strict=True)),
     }

@@ -469,6 +469,14 @@ def test_an_upload_that_breaks_off_leaves_nothing_for_long(visitor, address):
     wait_until(lambda: send(visitor, "a.png", b"x")[0] == 200 and not any(map(Path.exists, left)))
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux lists its ports there")
+def test_the_page_listens_at_the_loopback_address_alone(address):
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    port = f"{int(address.rpartition(':')[2]):04X}"
+    listening = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port}")]
+    assert listening == [f"0100007F:{port}"]
+
+
 def test_the_page_is_for_its_own_machine_unless_told_otherwise():
     assert schema.build({"stage": "search", "images": "a", "checkpoint": "b"}).host == "127.0.0.1"
     assert app._names("127.0.0.1") == app._names("localhost") == {"localhost", "127.0.0.1", "[::1]"}

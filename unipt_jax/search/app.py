@@ -284,7 +284,9 @@ def _by_text(gallery: Gallery, text: str) -> Any:
 def _by_picture(gallery: Gallery, file: str) -> Any:
     # By its own name: where the server put it means nothing to who sent it.
     name = Path(file).name
-    return gallery.encode_image(images.decode(images.read(file, name), name))
+    with _DECODING:
+        pixels = images.decode(images.read(file, name), name)
+    return gallery.encode_image(pixels)
 
 
 def _by_likeness(gallery: Gallery, number: int) -> Any:
