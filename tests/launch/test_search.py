@@ -77,8 +77,11 @@ def test_a_picture_is_a_query_too_and_a_workdir_holds_the_index(cache, tmp_path)
     assert (tmp_path / "index" / "images.jsonl").exists()
 
 
-def test_without_a_query_it_serves_the_page_until_it_is_interrupted(cache):
+@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGTERM])
+def test_without_a_query_it_serves_the_page_until_it_is_ended(cache, tmp_path, monkeypatch, ended):
+    """And nothing that a visitor sent or was shown stays behind."""
     pytest.importorskip("gradio")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,9 +89,11 @@ def test_without_a_query_it_serves_the_page_until_it_is_interrupted(cache):
     told = process.stdout.readline()
     try:
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60).read()
+        assert list(tmp_path.glob("unipt_jax_*"))
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ended)
     code, out, err = finish(process)
+    assert not list(tmp_path.glob("unipt_jax_*"))
     assert f"search page: http://127.0.0.1:{port}" in told
     assert b"UniPT-JAX search" in page
     assert code == 0 and "Traceback" not in out + err
