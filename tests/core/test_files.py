@@ -247,7 +247,10 @@ def test_lines_are_read_but_for_one_that_a_kill_has_cut(tmp_path):
     with path.open("ab") as file:
         file.write(b'{"a": ')
     assert files.read_json_lines(path) == [{"a": "\u4eba"}, 2]
-    for damaged in (b"[1]\n[2\n[3]\n", b'[1]\n["\xff"]\n', b"[1]\n\n[3]\n"):
+    # An editor leaves blank lines, and may take the last line's end.
+    path.write_bytes(b"[1]\n\n[3]")
+    assert files.read_json_lines(path) == [[1], [3]]
+    for damaged in (b"[1]\n[2\n[3]\n", b'[1]\n["\xff"]\n', b"[1]\n" + b"[" * 10**5 + b"\n"):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"x\.jsonl: line 2 is damaged"):
             files.read_json_lines(path)
@@ -259,7 +262,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         files.read_json(tmp_path / "none.json")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataError, match=r"folder\.json: cannot be read: Is a directory"):
+    os.mkfifo(tmp_path / "pipe.json")  # Which nobody writes to.
+    with pytest.raises(DataError, match=r"pipe\.json: not an ordinary file"):
+        files.read_json(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"folder\.json: not an ordinary file"):
         files.read_json(tmp_path / "folder.json")
 
 
@@ -432,13 +438,13 @@ def test_a_lock_that_its_holder_has_just_taken_away_keeps_nobody_out(tmp_path, m
     def lock(file, how):
         opened.append(os.fstat(file.fileno()).st_ino)
         if len(opened) == 1:
-            (tmp_path / ".lock").rename(tmp_path.parent / f"{tmp_path.name}.gone")
+            (tmp_path / files.LOCK_FILE).rename(tmp_path.parent / f"{tmp_path.name}.gone")
         return real(file, how)
 
     monkeypatch.setattr(files.fcntl, "lockf", lock)
     with files.claim_workdir(tmp_path):
-        assert (tmp_path / ".lock").stat().st_ino == opened[1] != opened[0]
-        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / files.LOCK_FILE).stat().st_ino == opened[1] != opened[0]
+        assert (tmp_path / files.LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
     assert os.listdir(tmp_path) == []
 
 

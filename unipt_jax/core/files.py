@@ -21,8 +21,9 @@ from unipt_jax.core.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-LOCK_FILE = ".lock"
+LOCK_FILE = ".unipt_jax.lock"
 
+_TRIES = 100
 _ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
 
@@ -138,6 +139,8 @@ def read_json(
             (named with line and column), or holds what no reader should need to take.
     """
     path = epath.Path(path)
+    if path.exists() and not is_file(path):  # Reading a named pipe might never end.
+        raise DataError(f"{path}: not an ordinary file")
     try:
         content = path.read_bytes()
         # Not "utf-8-sig", whose errors count the bytes after the mark.
@@ -167,20 +170,24 @@ def read_json(
 
 
 def read_json_lines(path: epath.PathLike) -> list[Any]:
-    """Reads one JSON value a line, but not a last line that a kill has left unfinished.
+    """Reads one JSON value a line, but no empty lines nor a last one that a kill left unfinished.
 
     Raises:
         DataError: a line (named) is damaged, or the file cannot be read.
     """
     path, values = epath.Path(path), []
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             values.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
             raise DataError(f"{path}: line {number} is damaged; take that line away") from None
     return values
 
@@ -207,8 +214,8 @@ def claim_workdir(
     An empty or missing directory is always taken. One in use is kept with `resume`, emptied with
     `overwrite` (both only if an earlier run wrote `config.json` there), and refused otherwise.
 
-    Others are kept out by a lock on `.lock`, which the system takes away with the process, however
-    that ends. Object stores have none, nor have some file systems, which are warned of.
+    Others are kept out by a lock on `LOCK_FILE`, which the system takes away with the process,
+    however that ends. Object stores have none, nor have some file systems, which are warned of.
 
     Raises:
         ConfigError: the directory is in use, by a run that is still at work or else, is not a run's
@@ -254,7 +261,7 @@ def _require_claimable(path: epath.Path, again: bool) -> None:
 def _lock(directory: epath.Path) -> Iterator[None]:
     """Holds the lock of a directory; its file tells others who does, and goes away in the end."""
     path = Path(directory) / LOCK_FILE
-    while True:
+    for _ in range(_TRIES):
         # Not emptied as it is opened: it may be another's.
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         try:
@@ -277,6 +284,10 @@ def _lock(directory: epath.Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()  # Its holder has just ended, and taken it away: it keeps nobody out.
+    else:
+        raise ConfigError(
+            f"--workdir={directory}: {LOCK_FILE} there changes all the time; end others"
+        )
     with file:
         try:
             file.truncate(0)

@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Bool, Int
 
 from unipt_jax.core.errors import DataError
-from unipt_jax.core.files import write_bytes
+from unipt_jax.core.files import is_file, write_bytes
 
 FILE = "tokenizer.json"
 # Of what `Tokenizer` does to texts beyond its file: 2 reads spelt special tokens as letters. Raised
@@ -184,7 +184,7 @@ def read(name: str) -> tokenizers.Tokenizer:
     """
     file = epath.Path(name) / FILE
     with _naming(name):
-        if file.is_file():
+        if is_file(file):
             return tokenizers.Tokenizer.from_buffer(file.read_bytes())
         if os.path.lexists(file):
             raise OSError("a dangling link or no file")
