@@ -1,5 +1,6 @@
 """Checkpoints: exact, whole, and readable on any mesh."""
 
+import errno
 import json
 import os
 import shutil
@@ -484,18 +485,21 @@ def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_is_raised(tmp_path, monkeypatch):
-    """P37: what goes wrong in the background ends the run."""
-    made, _ = make(one_device())
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_failed_write_is_raised(tmp_path, monkeypatch, number):
+    """P37: what goes wrong in the background ends the run, with the place and what it was."""
+    made, _ = tiny()
     checkpoints = Checkpoints.open(tmp_path, keep=2)
 
     def fail(*args, **kwargs):
-        raise OSError("No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(type(tmp_path), "rename", fail)
     monkeypatch.setattr("os.rename", fail)
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(SaveError, match=r"the last good one is none, .*: No space left"):
+    with pytest.raises(
+        SaveError, match=rf"^{tmp_path}/checkpoints: .*is none, .*{os.strerror(number)}"
+    ):
         checkpoints.save(made, data={}, config={})
         checkpoints.wait()
     monkeypatch.undo()

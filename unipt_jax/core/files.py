@@ -21,8 +21,9 @@ from unipt_jax.core.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-LOCK_FILE = ".lock"
+LOCK_FILE = ".unipt_jax.lock"  # A name that nobody else's file has: it is emptied and removed.
 
+_LOCK_TRIES = 100
 _ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
 
@@ -139,7 +140,7 @@ def read_json(
     """
     path = epath.Path(path)
     try:
-        content = path.read_bytes()
+        content = _read_file(path)
         # Not "utf-8-sig", whose errors count the bytes after the mark.
         text = content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
@@ -169,20 +170,33 @@ def read_json(
 def read_json_lines(path: epath.PathLike) -> list[Any]:
     """Reads one JSON value a line, but not a last line that a kill has left unfinished.
 
+    A last line that is whole counts without its end, which an editor may have taken, and empty
+    lines do not.
+
     Raises:
         DataError: a line (named) is damaged, or the file cannot be read.
     """
     path, values = epath.Path(path), []
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = _read_file(path).split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             values.append(json.loads(line))
-        except ValueError:
-            raise DataError(f"{path}: line {number} is damaged; take that line away") from None
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                raise DataError(f"{path}: line {number} is damaged; take that line away") from None
     return values
+
+
+def _read_file(path: epath.Path) -> bytes:
+    """Returns what a file holds; a pipe, which may have no end, is an `OSError`."""
+    if is_file(path) or not path.exists() or path.is_dir():
+        return path.read_bytes()  # Which says what else is wrong.
+    raise OSError(errno.EINVAL, "not an ordinary file")
 
 
 def is_run(directory: epath.PathLike) -> bool:
@@ -207,12 +221,12 @@ def claim_workdir(
     An empty or missing directory is always taken. One in use is kept with `resume`, emptied with
     `overwrite` (both only if an earlier run wrote `config.json` there), and refused otherwise.
 
-    Others are kept out by a lock on `.lock`, which the system takes away with the process, however
-    that ends. Object stores have none, nor have some file systems, which are warned of.
+    Others are kept out by a lock on `LOCK_FILE`, which the system takes away with the process,
+    however that ends. Object stores have none, nor have some file systems, which are warned of.
 
     Raises:
         ConfigError: the directory is in use, by a run that is still at work or else, is not a run's
-            own or cannot be made, or both flags were given.
+            own, cannot be made or locked, or both flags were given.
     """
     path = epath.Path(workdir)
     if resume and overwrite:
@@ -254,7 +268,7 @@ def _require_claimable(path: epath.Path, again: bool) -> None:
 def _lock(directory: epath.Path) -> Iterator[None]:
     """Holds the lock of a directory; its file tells others who does, and goes away in the end."""
     path = Path(directory) / LOCK_FILE
-    while True:
+    for _ in range(_LOCK_TRIES):
         # Not emptied as it is opened: it may be another's.
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         try:
@@ -277,6 +291,11 @@ def _lock(directory: epath.Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()  # Its holder has just ended, and taken it away: it keeps nobody out.
+    else:
+        raise ConfigError(
+            f"--workdir={directory} cannot be locked: its {LOCK_FILE} was taken away "
+            f"{_LOCK_TRIES} times as it was opened; try again, or name another directory"
+        )
     with file:
         try:
             file.truncate(0)

@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Bool, Int
 
 from unipt_jax.core.errors import DataError
-from unipt_jax.core.files import write_bytes
+from unipt_jax.core.files import is_file, write_bytes
 
 FILE = "tokenizer.json"
 _MOST_IDS = 2**24  # Beyond any vocabulary; a table of so many embeddings would fill the memory.
@@ -160,7 +160,7 @@ def load(name: str) -> Tokenizer:
 
 def is_in(directory: epath.PathLike) -> bool:
     """Tells whether a directory holds a tokenizer's files."""
-    return any((epath.Path(directory) / name).is_file() for name in (FILE, *_VOCABULARIES))
+    return any(is_file(epath.Path(directory) / name) for name in (FILE, *_VOCABULARIES))
 
 
 def _utf8(text: str) -> str:
@@ -176,10 +176,10 @@ def read(name: str) -> tokenizers.Tokenizer:
     """
     file = epath.Path(name) / FILE
     with _naming(name):
-        if file.is_file():
+        if is_file(file):
             return tokenizers.Tokenizer.from_buffer(file.read_bytes())
         if os.path.lexists(file):
-            raise OSError("a dangling link or no file")
+            raise OSError("a dangling link or not an ordinary file")
         # Slow to import, and needed for names and older directories alone.
         from transformers import AutoTokenizer
 
