@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 import resource
@@ -98,30 +97,9 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
 
 # By stage: a file that is written while it is at work.
 WRITTEN = [
-    ("caption", "parts/00000000.jsonl"),
-    ("caption", "captions.jsonl"),
     ("evaluate", "evaluation.json"),
     ("search", "images.jsonl"),
 ]
-
-
-@pytest.fixture
-def refuse(monkeypatch):
-    """Makes storage refuse a file: a read-only one as it is opened, a full one as it grows."""
-    real = io.open
-
-    def refuse(name, number):
-        def opened(file, mode="r", *arguments, **options):
-            if name in os.path.basename(str(file)) and set(mode) & set("wa"):
-                if number != errno.ENOSPC:
-                    raise OSError(number, os.strerror(number), str(file))
-                file = "/dev/full"
-            return real(file, mode, *arguments, **options)
-
-        monkeypatch.setattr("builtins.open", opened)
-        monkeypatch.setattr("io.open", opened)
-
-    return refuse
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -133,12 +111,6 @@ def test_what_storage_refuses_is_one_line_with_its_place(
     workdir = tmp_path / "run"
     config, clip, crops = f"--config=configs/{stage}.py", source / "clip", source / "crops"
     given = {
-        "caption": [
-            f"--config.clip={clip}",
-            "--config.tokenizer=examples/tokenizer",
-            f"--config.images={crops}",
-            "--config.device_batch_size=1",
-        ],
         "evaluate": [f"--config.data={data}", f"--config.checkpoint={clip}"],
         "search": [
             f"--config.images={crops}",
