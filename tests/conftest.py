@@ -1,6 +1,8 @@
 """Eight virtual devices and strict array semantics for every test."""
 
+import errno
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -64,3 +66,22 @@ def pytest_unconfigure() -> None:
     """Leaves nothing behind."""
     if COMPILED:
         shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """Makes storage refuse a file: a read-only one as it is opened, a full one as it grows."""
+    real = io.open
+
+    def refuse(name, number, patch=monkeypatch):
+        def opened(file, mode="r", *arguments, **options):
+            if name in os.path.basename(str(file)) and set(mode) & set("wa"):
+                if number != errno.ENOSPC:
+                    raise OSError(number, os.strerror(number), str(file))
+                file = "/dev/full"
+            return real(file, mode, *arguments, **options)
+
+        patch.setattr("builtins.open", opened)
+        patch.setattr("io.open", opened)
+
+    return refuse

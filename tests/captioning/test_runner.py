@@ -1,6 +1,7 @@
 """Captions of a collection: whole, in order, and the same however often the run is killed."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -101,6 +102,22 @@ PLACES = [
     (builders, "write_bytes"),
     (builders, "write_json"),
 ]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("file", ["parts/00000000.jsonl", "captions.jsonl"])
+def test_what_storage_refuses_is_named_and_written_later(clip, refuse, tmp_path, file, number):
+    """Full, or read-only since: nothing is left that looks whole (P94)."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(encoded(np.random.default_rng(0)))
+    given, run = config(tmp_path / "images"), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as storage, pytest.raises(OSError) as caught:
+        refuse(Path(file).name, number, storage)
+        runner.caption(given, run, clip)
+    assert (caught.value.errno, caught.value.filename) == (number, str(run / file))
+    assert not (run / file).exists() and not list(run.rglob("*.tmp"))
+    runner.caption(given, run, clip)
+    assert len(rows(run)) == 1
 
 
 class Killed(BaseException):

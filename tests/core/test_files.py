@@ -247,10 +247,17 @@ def test_lines_are_read_but_for_one_that_a_kill_has_cut(tmp_path):
     with path.open("ab") as file:
         file.write(b'{"a": ')
     assert files.read_json_lines(path) == [{"a": "\u4eba"}, 2]
-    # An editor leaves blank lines, and may take the last line's end.
-    path.write_bytes(b"[1]\n\n[3]")
-    assert files.read_json_lines(path) == [[1], [3]]
-    for damaged in (b"[1]\n[2\n[3]\n", b'[1]\n["\xff"]\n', b"[1]\n" + b"[" * 10**5 + b"\n"):
+    deep = b"[" * 100_000
+    for content, rows in (
+        (b"[1]\n[2]", [[1], [2]]),  # An editor has taken the last line's end.
+        (b"[1]\n\n[3]\n  \r\n", [[1], [3]]),
+        (b"[1]\n" + deep, [[1]]),
+        (b"[1]\n\xff", [[1]]),
+        (b"", []),
+    ):
+        path.write_bytes(content)
+        assert files.read_json_lines(path) == rows
+    for damaged in (b"[1]\n[2\n[3]\n", b'[1]\n["\xff"]\n', b"[1]\n" + deep + b"\n"):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"x\.jsonl: line 2 is damaged"):
             files.read_json_lines(path)
@@ -262,11 +269,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         files.read_json(tmp_path / "none.json")
     (tmp_path / "folder.json").mkdir()
-    os.mkfifo(tmp_path / "pipe.json")  # Which nobody writes to.
-    with pytest.raises(DataError, match=r"pipe\.json: not an ordinary file"):
-        files.read_json(tmp_path / "pipe.json")
-    with pytest.raises(DataError, match=r"folder\.json: not an ordinary file"):
+    with pytest.raises(DataError, match=r"folder\.json: cannot be read: Is a directory"):
         files.read_json(tmp_path / "folder.json")
+    os.mkfifo(tmp_path / "pipe.json")  # Nobody ever writes to it.
+    (tmp_path / "link.json").symlink_to("pipe.json")
+    for read in (files.read_json, files.read_json_lines):
+        for name in ("pipe.json", "link.json"):
+            with pytest.raises(DataError, match=rf"{name}: cannot be read: not an ordinary file"):
+                read(tmp_path / name)
 
 
 def claim(path, **flags):
@@ -446,6 +456,27 @@ def test_a_lock_that_its_holder_has_just_taken_away_keeps_nobody_out(tmp_path, m
         assert (tmp_path / files.LOCK_FILE).stat().st_ino == opened[1] != opened[0]
         assert (tmp_path / files.LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_is_always_taken_away_is_given_up(tmp_path, monkeypatch):
+    real = files.fcntl.lockf
+
+    def lock(file, how):
+        (tmp_path / files.LOCK_FILE).unlink()
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "lockf", lock)
+    with pytest.raises(ConfigError, match=r"cannot be locked: its .* was taken away 100 times"):
+        claim(tmp_path)
+
+
+def test_a_lock_of_something_else_is_left_as_it_is(tmp_path):
+    """Other programs have a `.lock` too."""
+    (tmp_path / ".lock").write_text("another's")
+    with pytest.raises(ConfigError, match="not a run's directory"):
+        claim(tmp_path)
+    assert (tmp_path / ".lock").read_text() == "another's"
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 def test_of_two_that_find_a_directory_empty_one_gets_it(tmp_path, monkeypatch):

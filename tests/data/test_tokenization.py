@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import sys
@@ -314,6 +315,10 @@ def test_what_is_no_file_is_named(tmp_path):
     refused(tmp_path, "neither a directory with tokenizer.json")
     (tmp_path / "tokenizer.json").symlink_to(tmp_path / "gone")
     refused(tmp_path, "tokenizer.json is damaged .a dangling link")
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")  # Nobody ever writes to it.
+    refused(tmp_path, "tokenizer.json is damaged .* not an ordinary file")
+    assert not tokenization.is_in(tmp_path)
 
 
 def refused(directory, match):

@@ -1,7 +1,9 @@
 """Commands on a disk that is full: one line that names the file, and nothing that looks whole."""
 
 import contextlib
+import errno
 import json
+import os
 import resource
 import runpy
 import shutil
@@ -91,3 +93,34 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
     assert not list(workdir.rglob("*.tmp"))
     assert launch(stage, *given, "--resume")[0] == 0
     assert (workdir / whole[stage]).exists()
+
+
+# By stage: a file that is written while it is at work.
+WRITTEN = [
+    ("evaluate", "evaluation.json"),
+    ("search", "images.jsonl"),
+]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(("stage", "file"), WRITTEN)
+def test_what_storage_refuses_is_one_line_with_its_place(
+    launch, refuse, source, data, tmp_path, stage, file, number
+):
+    """Whoever writes it: full, or read-only since (P94)."""
+    workdir = tmp_path / "run"
+    config, clip, crops = f"--config=configs/{stage}.py", source / "clip", source / "crops"
+    given = {
+        "evaluate": [f"--config.data={data}", f"--config.checkpoint={clip}"],
+        "search": [
+            f"--config.images={crops}",
+            f"--config.checkpoint={clip}",
+            "--config.query=a man",
+        ],
+    }[stage]
+    refuse(Path(file).name, number)
+    code, said = launch(stage, config, *given, f"--workdir={workdir}")
+    place = workdir if stage == "search" else workdir / file
+    assert code == 1 and said == f"error: {place}: {os.strerror(number)}", said
+    assert not (workdir / file).exists() or not (workdir / file).stat().st_size
+    assert not list(workdir.rglob("*.tmp"))

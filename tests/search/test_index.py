@@ -167,15 +167,16 @@ def test_a_pipe_is_not_waited_for(folder, place, model):
     assert faults == ("pipe.jpg: cannot be read (not an ordinary file)",)
 
 
-def test_a_full_disk_is_named_and_loses_nothing(folder, place, model, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_named_and_loses_nothing(folder, place, model, monkeypatch, number):
     def full(path, rows):
         with path.open("ab") as file:
             file.write(b'{"image": "unfin')
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
         patch.setattr(index, "append_json_lines", full)
-        with pytest.raises(OSError, match="No space left") as caught:
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
             index.build(folder, place, model)
     assert caught.value.filename == str(place)
     assert_same(found(index.build(folder, place, model)), expected(folder, model))
@@ -254,10 +255,13 @@ def test_an_index_of_something_else_is_refused(folder, place, tmp_path, model):
         index.build(folder, tmp_path, model)
 
 
-def test_a_damaged_line_is_named(folder, place, model):
+@pytest.mark.parametrize(
+    "damaged", ["{}", "[" * 10**5, '{"image": "a", "stamp": [], "attributes": 1}']
+)
+def test_a_damaged_line_is_named(folder, place, model, damaged):
     index.build(folder, place, model)
     lines = (place / index.ROWS).read_text().splitlines(keepends=True)
-    (place / index.ROWS).write_text("".join([*lines[:4], "{}\n", *lines[5:]]))
+    (place / index.ROWS).write_text("".join([*lines[:4], damaged + "\n", *lines[5:]]))
     with pytest.raises(DataError, match=r"images\.jsonl: line 5 is damaged; remove"):
         index.build(folder, place, model)
 

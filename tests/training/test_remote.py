@@ -11,9 +11,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.training import micro
 from unipt_jax.config import command_line, schema
 from unipt_jax.core import files
-from unipt_jax.core.errors import ConfigError, DataError
+from unipt_jax.core.errors import CheckpointError, ConfigError, DataError
 from unipt_jax.data import builders, tokenization
-from unipt_jax.training import curves, loop, metrics, model_file
+from unipt_jax.training import checkpoints, curves, loop, metrics, model_file
 
 RUN = "gs://bucket/run"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,6 +93,26 @@ def test_a_work_directory_is_claimed_kept_and_emptied(bucket):
     with files.claim_workdir(RUN, overwrite=True):
         pass
     assert not list((bucket / "run").iterdir())
+
+
+@pytest.mark.parametrize("name", ["state/_METADATA", "meta/metadata"])
+def test_a_step_that_is_not_yet_whole_hinders_nobody(bucket, name):
+    """It has its name from the beginning; its last file, written last, makes it a step (P38)."""
+    steps = bucket / "run" / "checkpoints"
+    for path, content in {
+        "2/commit_success.txt": "",
+        "2/_CHECKPOINT_METADATA": "{}",
+        "2/meta/metadata": '{"score": 1.5}',
+        "2/metrics/metrics": '{"score": 1.5}',
+        f"4/{name}": "",
+    }.items():
+        (steps / path).parent.mkdir(parents=True, exist_ok=True)
+        (steps / path).write_text(content)
+    checkpoints._require_scores(steps)
+    assert checkpoints._finalized(steps) == [2]
+    (steps / "2/metrics/metrics").write_text('{"score": 2.5}')
+    with pytest.raises(CheckpointError, match=r"/2 is damaged.* another score .* leaves none$"):
+        checkpoints._require_scores(steps)
 
 
 @pytest.mark.parametrize("inner", ["", "/data"])

@@ -21,9 +21,9 @@ from unipt_jax.core.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-LOCK_FILE = ".unipt_jax.lock"
+LOCK_FILE = ".unipt_jax.lock"  # A name that nobody else's file has: it is emptied and removed.
 
-_TRIES = 100
+_LOCK_TRIES = 100
 _ASIDE = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
 
@@ -139,10 +139,8 @@ def read_json(
             (named with line and column), or holds what no reader should need to take.
     """
     path = epath.Path(path)
-    if path.exists() and not is_file(path):  # Reading a named pipe might never end.
-        raise DataError(f"{path}: not an ordinary file")
     try:
-        content = path.read_bytes()
+        content = _read_file(path)
         # Not "utf-8-sig", whose errors count the bytes after the mark.
         text = content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
@@ -170,14 +168,17 @@ def read_json(
 
 
 def read_json_lines(path: epath.PathLike) -> list[Any]:
-    """Reads one JSON value a line, but no empty lines nor a last one that a kill left unfinished.
+    """Reads one JSON value a line, but not a last line that a kill has left unfinished.
+
+    A last line that is whole counts without its end, which an editor may have taken, and empty
+    lines do not.
 
     Raises:
         DataError: a line (named) is damaged, or the file cannot be read.
     """
     path, values = epath.Path(path), []
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = _read_file(path).split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(lines, 1):
@@ -186,10 +187,16 @@ def read_json_lines(path: epath.PathLike) -> list[Any]:
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            raise DataError(f"{path}: line {number} is damaged; take that line away") from None
+            if number < len(lines):
+                raise DataError(f"{path}: line {number} is damaged; take that line away") from None
     return values
+
+
+def _read_file(path: epath.Path) -> bytes:
+    """Returns what a file holds; a pipe, which may have no end, is an `OSError`."""
+    if is_file(path) or not path.exists() or path.is_dir():
+        return path.read_bytes()  # Which says what else is wrong.
+    raise OSError(errno.EINVAL, "not an ordinary file")
 
 
 def is_run(directory: epath.PathLike) -> bool:
@@ -219,7 +226,7 @@ def claim_workdir(
 
     Raises:
         ConfigError: the directory is in use, by a run that is still at work or else, is not a run's
-            own or cannot be made, or both flags were given.
+            own, cannot be made or locked, or both flags were given.
     """
     path = epath.Path(workdir)
     if resume and overwrite:
@@ -261,7 +268,7 @@ def _require_claimable(path: epath.Path, again: bool) -> None:
 def _lock(directory: epath.Path) -> Iterator[None]:
     """Holds the lock of a directory; its file tells others who does, and goes away in the end."""
     path = Path(directory) / LOCK_FILE
-    for _ in range(_TRIES):
+    for _ in range(_LOCK_TRIES):
         # Not emptied as it is opened: it may be another's.
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         try:
@@ -286,7 +293,8 @@ def _lock(directory: epath.Path) -> Iterator[None]:
         file.close()  # Its holder has just ended, and taken it away: it keeps nobody out.
     else:
         raise ConfigError(
-            f"--workdir={directory}: {LOCK_FILE} there changes all the time; end others"
+            f"--workdir={directory} cannot be locked: its {LOCK_FILE} was taken away "
+            f"{_LOCK_TRIES} times as it was opened; try again, or name another directory"
         )
     with file:
         try:

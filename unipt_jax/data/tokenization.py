@@ -168,7 +168,7 @@ def _fingerprint(backend: tokenizers.Tokenizer) -> str:
 
 def is_in(directory: epath.PathLike) -> bool:
     """Tells whether a directory holds a tokenizer's files."""
-    return any((epath.Path(directory) / name).is_file() for name in (FILE, *_VOCABULARIES))
+    return any(is_file(epath.Path(directory) / name) for name in (FILE, *_VOCABULARIES))
 
 
 def _utf8(text: str) -> str:
@@ -187,7 +187,7 @@ def read(name: str) -> tokenizers.Tokenizer:
         if is_file(file):
             return tokenizers.Tokenizer.from_buffer(file.read_bytes())
         if os.path.lexists(file):
-            raise OSError("a dangling link or no file")
+            raise OSError("a dangling link or not an ordinary file")
         # Slow to import, and needed for names and older directories alone.
         from transformers import AutoTokenizer
 

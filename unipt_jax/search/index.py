@@ -229,7 +229,7 @@ def _read_on(table: _Table, place: Path, width: int) -> None:
             table.end += len(line)
             try:
                 _note(table, number, json.loads(line))
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise DataError(
                     f"{lines}: line {number + 1} is damaged; remove {place} and index again"
                 ) from None

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -98,7 +99,10 @@ class Checkpoints:
             "data": ocp.JsonCheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
         }
-        manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+        try:
+            manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+        except FileNotFoundError:  # A run beside this reader has just removed a step.
+            manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
         return cls(manager, directory)
 
     def latest_step(self) -> int | None:
@@ -325,7 +329,9 @@ class Checkpoints:
         with self._reading(step):
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = self.manager.restore(step, args=arguments)["meta"]
-            return {"version": meta["version"]} | meta
+            if not isinstance(meta, Mapping) or "version" not in meta:
+                raise ValueError("meta/metadata does not say which version wrote it")
+            return meta
 
     def _require_same_progress(self, stored: Any, state: TrainState, step: int) -> None:
         """Checks what else than parameters changes in training; the key's shape is its kind's."""
@@ -357,22 +363,41 @@ def _require_scores(directory: epath.Path) -> None:
 
     Orbax reads all of them as it opens a directory.
     """
-    children = directory.iterdir() if directory.is_dir() else ()
-    steps = sorted(int(child.name) for child in children if child.name.isdigit())
+    steps = _finalized(directory)
     for step in steps:
-        metrics = directory / str(step) / "metrics" / "metrics"
-        meta = directory / str(step) / "meta" / "metadata"
-        # Orbax removes old steps piece by piece, and in an object store writes new ones so.
-        if not meta.exists():
-            continue
-        try:
-            saved = read_json(meta)
-            found = read_json(metrics)[_SCORE] if metrics.exists() else None
-            altered = saved.get(_SCORE, found) != found
-        except (DataError, AttributeError, LookupError, TypeError) as error:
-            raise _damaged(directory, step, steps, str(error)) from None
-        if altered:
-            raise _damaged(directory, step, steps, f"{metrics} tells another score than was saved")
+        if fault := _score_fault(directory / str(step)):
+            raise _damaged(directory, step, steps, fault)
+
+
+def _finalized(directory: epath.Path) -> list[int]:
+    """Returns the steps that Orbax takes for saved; some of them may be half removed again."""
+    children = directory.iterdir() if directory.is_dir() else ()
+    return sorted(
+        int(child.name)
+        for child in children
+        # On a disk a step has its name once it is whole, in a bucket from the beginning.
+        if re.fullmatch("[0-9]+", child.name) and ocp.utils.is_checkpoint_finalized(child)
+    )
+
+
+def _score_fault(step: epath.Path) -> str | None:
+    """Returns how a whole checkpoint's score differs from what was saved; None: it does not.
+
+    One that is being removed, or whose removal was killed, has lost the file by which Orbax knows
+    it (which goes first), what it says of itself or its score with the directory: it is not judged,
+    as it was removed for not being wanted. If it is restored after all, that finds the damage.
+    """
+    meta, metrics = step / "meta" / "metadata", step / "metrics" / "metrics"
+    try:
+        saved = read_json(meta)
+        found = read_json(metrics)[_SCORE] if metrics.exists() else None
+        if saved.get(_SCORE, found) == found:
+            return None
+        fault = f"{metrics} tells another score than was saved"
+    except (DataError, AttributeError, LookupError, TypeError) as error:
+        fault = str(error)
+    whole = (step / "_CHECKPOINT_METADATA").exists() and meta.exists() and metrics.parent.is_dir()
+    return fault if whole else None
 
 
 def _damaged(directory: epath.Path, step: int, steps: Iterable[int], what: str) -> CheckpointError:

@@ -160,10 +160,13 @@ def _values(workdir: epath.PathLike) -> Mapping[str, Any]:
 
 def _other_version(values: Mapping[str, Any]) -> str:
     """Says who wrote a file that this code does not understand, and what to do."""
-    writer = f"unipt-jax {values['version']!s:.20}" if "version" in values else "an earlier version"
+    this = metadata.version("unipt-jax")
+    writer = f"{values['version']!s:.20}" if "version" in values else None
+    if writer is None or writer == this:
+        return f"other code than this unipt-jax {this} wrote it; train or convert anew"
     return (
-        f"{writer} wrote it, and this is unipt-jax {metadata.version('unipt-jax')}: use that "
-        "version, or train or convert anew"
+        f"unipt-jax {writer} wrote it, and this is unipt-jax {this}: use that version, or train or "
+        "convert anew"
     )
 
 
