@@ -34,7 +34,7 @@ bench-check: install
 test: install
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-# Other made-up inputs each time, for so many minutes; the tests try a hundred of each kind.
+# Other made-up inputs each time, for so many minutes; the tests try forty of each kind.
 MINUTES ?= 10
 fuzz: install
 	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)

@@ -25,7 +25,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A busy machine is no failure. The tests try the same inputs each time; `make fuzz` tries others.
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=300)
 hypothesis.settings.load_profile("tests")
 
