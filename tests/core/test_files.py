@@ -1,11 +1,9 @@
 """Files are whole or absent, and nobody's directory is lost."""
 
-import contextlib
 import errno
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.disks import limited
 from unipt_jax.core import files
 from unipt_jax.core.errors import ConfigError, DataError
 
@@ -513,14 +512,3 @@ def test_a_full_disk_says_which_file(tmp_path, write):
         write(path, ["a value that is longer than that"])
     assert caught.value.filename == str(path)
     assert path.read_bytes().startswith(b"old\n") and os.listdir(tmp_path) == ["x.jsonl"]
-
-
-@contextlib.contextmanager
-def limited(size):
-    """Lets no file of this process grow beyond `size` bytes, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import runpy
 import shutil
 import sys
@@ -12,20 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import limited
 from tests.training.test_conversion import export_clip
 
 CROPS = sorted(Path("examples/pedestrians/imgs").glob("*_0*.jpg"))[::40]
-
-
-@contextlib.contextmanager
-def limited(size):
-    """Lets no file of this process grow beyond `size` bytes; the tests' user may be root."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

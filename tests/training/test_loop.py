@@ -72,9 +72,8 @@ def trained(tmp_path_factory):
     return directories, seen
 
 
-@pytest.mark.parametrize("spoilt", ["loss", "val/R1"])
-def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
-    """At step 4, of a loss or of the score itself; step 2 stays the best and the latest (P40)."""
+def measure_every_second(tmp_path, take, score, *, keep):
+    """Trains for eight steps of a made-up state by `take`, measured at each second by `score`."""
     made = state.TrainState(
         step=jnp.int32(0),
         params={"kernel": jnp.ones(3)},
@@ -82,21 +81,10 @@ def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
         key=jax.random.key(0),
         average=None,
     )
-    measured = []
-
-    def take(state, batch):
-        late = spoilt == "loss" and int(state.step) == 3
-        return state.replace(step=state.step + 1), {"loss": jnp.float32("nan" if late else 1)}
-
-    def score(params):
-        measured.append(params)
-        return {"val/R1": float("nan") if len(measured) == 2 else 30.0}
-
     with (
         Batches(grain.MapDataset.range(100).map(lambda number: micro.batch(8))) as batches,
         metrics.Writer(tmp_path, step=0) as writer,
-        Checkpoints.open(tmp_path, keep=1) as checkpoints,
-        pytest.raises(DivergenceError, match=rf"^{spoilt} became NaN .* in steps 3 to 4"),
+        Checkpoints.open(tmp_path, keep=keep) as checkpoints,
     ):
         loop.train(
             state=made,
@@ -114,6 +102,23 @@ def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
             config={},
             score=score,
         )
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "val/R1"])
+def test_what_is_no_number_is_neither_measured_nor_kept(tmp_path, spoilt):
+    """At step 4, of a loss or of the score itself; step 2 stays the best and the latest (P40)."""
+    measured = []
+
+    def take(state, batch):
+        late = spoilt == "loss" and int(state.step) == 3
+        return state.replace(step=state.step + 1), {"loss": jnp.float32("nan" if late else 1)}
+
+    def score(params):
+        measured.append(params)
+        return {"val/R1": float("nan") if len(measured) == 2 else 30.0}
+
+    with pytest.raises(DivergenceError, match=rf"^{spoilt} became NaN .* in steps 3 to 4"):
+        measure_every_second(tmp_path, take, score, keep=1)
     assert len(measured) == (1 if spoilt == "loss" else 2)
     assert [row["step"] for row in metrics.read(tmp_path)] == [2]
     with Checkpoints.open_read_only(tmp_path) as checkpoints:
@@ -125,13 +130,6 @@ def test_sigterm_while_a_step_is_compiled_or_a_checkpoint_measured_loses_nothing
     tmp_path, during, reached
 ):
     """The step that was under way, or the next one after the measurement, is saved (P95)."""
-    made = state.TrainState(
-        step=jnp.int32(0),
-        params={"kernel": jnp.ones(3)},
-        opt_state=(),
-        key=jax.random.key(0),
-        average=None,
-    )
 
     def take(state, batch):
         if during == "step" and int(state.step) == 0:
@@ -143,28 +141,8 @@ def test_sigterm_while_a_step_is_compiled_or_a_checkpoint_measured_loses_nothing
         signal.raise_signal(signal.SIGTERM)
         return {"val/R1": 30.0}
 
-    with (
-        Batches(grain.MapDataset.range(100).map(lambda number: micro.batch(8))) as batches,
-        metrics.Writer(tmp_path, step=0) as writer,
-        Checkpoints.open(tmp_path, keep=2) as checkpoints,
-        pytest.raises(PreemptionError, match=f"step {reached} is saved; go on with --resume"),
-    ):
-        loop.train(
-            state=made,
-            train_step=take,
-            batches=batches,
-            mesh=make_mesh(devices=jax.devices()[:1]),
-            steps=8,
-            log_every=4,
-            checkpoint_every=2,
-            checkpoints=checkpoints,
-            writer=writer,
-            quarantine=epath.Path(tmp_path) / "quarantine.jsonl",
-            image_of=str,
-            data_identity={},
-            config={},
-            score=score,
-        )
+    with pytest.raises(PreemptionError, match=f"step {reached} is saved; go on with --resume"):
+        measure_every_second(tmp_path, take, score, keep=2)
     with Checkpoints.open_read_only(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == reached
         assert checkpoints.best_step() == (2 if during == "score" else None)

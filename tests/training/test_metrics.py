@@ -2,13 +2,13 @@
 
 import json
 import math
-import resource
 import struct
 
 import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from tests.disks import limited
 from unipt_jax.core.errors import DataError, DivergenceError
 from unipt_jax.training import metrics
 
@@ -57,14 +57,9 @@ def test_a_full_disk_ends_a_run_whose_events_do_not_fit(tmp_path):
     writer = metrics.Writer(tmp_path, step=0)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(OSError, match="too large") as caught, writer:
-            for step in range(1, 100):
-                writer.write(row(step))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with limited(1000), pytest.raises(OSError, match="too large") as caught, writer:
+        for step in range(1, 100):
+            writer.write(row(step))
     assert caught.value.filename == str(tmp_path / "tensorboard") and step > 2
 
 

@@ -200,7 +200,6 @@ class Gallery:
         if not isinstance(text, str) or not text.strip():
             said = "empty" if isinstance(text, str) else repr(text)
             raise DataError(f"the query is {said}; describe a person: 'a woman with a red bag'")
-        text = text.encode("utf-8", "replace").decode()  # A terminal may pass on other bytes.
         tokenizer, length = self._encoder.processor.tokenizer, self._encoder.processor.length
         if np.array_equal(tokenizer.encode(text, length), tokenizer.encode("", length)):
             raise DataError(f"the model knows no word of {text!r}; say it in its language")
