@@ -96,7 +96,10 @@ def test_every_notebook_is_tested():
 # ---------------------------------------------------------------------------- run
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(it, marks=pytest.mark.slow) if it == "3_finetune" else it for it in NAMES],
+)
 def test_a_notebook_runs_from_top_to_bottom(name, execute, tmp_path):
     if name == "4_pytorch":
         pytest.importorskip("torch")

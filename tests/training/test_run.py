@@ -66,7 +66,7 @@ def undisturbed(data, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("killed_after", [3, 5])
+@pytest.mark.parametrize("killed_after", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_bits(
     data, undisturbed, tmp_path, monkeypatch, killed_after
 ):

@@ -49,7 +49,14 @@ def single():
     return run_steps(make_mesh(devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 1, 1),
+        (2, 2, 2),
+        *(pytest.param(it, marks=pytest.mark.slow) for it in ((1, 8, 1), (1, 1, 8), (4, 1, 2))),
+    ],
+)
 def test_eight_devices_equal_one(single, shape):
     """P03, P23, P102: losses, gradients and parameters do not depend on the mesh."""
     gradients, rows, params = run_steps(make_mesh(*shape))
@@ -91,7 +98,7 @@ def test_invalid_rows_and_groups_do_not_depend_on_mesh_or_parts():
     assert float(metrics_found["valid_examples"]) == 13
 
 
-@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow), 16])
 def test_parts_of_a_batch_give_the_whole_batchs_gradient(single, parts):
     """P24: accumulation keeps every negative and the global MLM mean."""
     mesh = make_mesh(devices=jax.devices()[:1])
