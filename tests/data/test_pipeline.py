@@ -855,6 +855,7 @@ def test_quarantine_leaves_out_one_record_alone(broken, make):
 SCRIPT = """
 import multiprocessing
 import sys
+import time
 
 import jax
 
@@ -873,10 +874,12 @@ if __name__ == "__main__":
         seed=0,
     )
     with pipeline.Batches(dataset, workers=2) as batches:
-        held = jax.device_put(next(batches))
-        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+        while len(workers := multiprocessing.active_children()) < 2:
+            time.sleep(0.01)
+        print(*(worker.pid for worker in workers), flush=True)
         sys.stdin.readline()
         try:
+            held = jax.device_put(next(batches))
             print([next(batches)["record"].tolist() for _ in range(9)], flush=True)
         except WorkerError as error:
             print(error, flush=True)
@@ -887,7 +890,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def reading(directory, tmp_path):
-    """A program that reads batches by two worker processes; and the numbers of these."""
+    """A program that reads batches by two worker processes, and their numbers once they exist."""
     script = tmp_path / "read.py"
     script.write_text(SCRIPT)
     with subprocess.Popen(

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any, Literal
 
 import grain
@@ -305,6 +306,11 @@ def train_batches(
     return order.map_with_index(_number).batch(batch_size, drop_remainder=True).map(load)
 
 
+# A terminal's Ctrl-C and a cluster's SIGTERM go to all processes. The first one needs the others
+# until it has saved, and what they would say of it would bury its own words.
+_NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGTERM)
+
+
 class Batches(Iterator[Example]):
     """Iterates over a data set of batches from number `start`, reading ahead.
 
@@ -325,6 +331,16 @@ class Batches(Iterator[Example]):
             how = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
             ahead = ahead.mp_prefetch(how, worker_init_fn=_begin_worker)
         self._iterator = iter(ahead)
+        if workers:
+            # Workers are deaf from birth, since imports take seconds, as are the threads that Grain
+            # starts them in; but the thread that starts multiprocessing's own helper hears again.
+            resource_tracker.ensure_running()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+            try:
+                self._iterator.get_state()  # Else there are no iterators yet to start.
+                self._iterator.start_prefetch()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __next__(self) -> Example:
         """Returns the next batch.
@@ -374,10 +390,6 @@ class Batches(Iterator[Example]):
 
 def _begin_worker(index: int, count: int) -> None:
     """Ties a worker process to the one that started it, which alone tells it when to end."""
-    # A terminal's Ctrl-C and a cluster's SIGTERM go to all processes. The first one needs the
-    # others until it has saved, and what they would say of it would bury its own words.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
