@@ -52,3 +52,7 @@ def test_the_figures_add_up():
     assert f"| cases | {len(ROWS)} |" in PAGE
     assert f"| closed by a test | {closed} |" in PAGE
     assert f"| not applicable | {len(ROWS) - closed} |" in PAGE
+    fuzzed = r"^\| (?:inputs tried|of them refused|crashes).* \| ([\d,]+) \|$"
+    found = re.findall(fuzzed, PAGE, re.MULTILINE)
+    tried, refused, crashes = (int(figure.replace(",", "")) for figure in found)
+    assert tried > refused > 10_000 and crashes == 0
