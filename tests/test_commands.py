@@ -300,15 +300,22 @@ KINDS = {
 }
 
 
-def cases():
-    """The paper's trainings, each compiled for itself, wait for `make test-slow`."""
-    for it in COMMANDS.values():
-        is_slow = (it.page, it.words[1]) == ("docs/paper.md", "launch/train.py")
-        name = f"{it.page}:{it.line} {it.words[1]}"
-        yield pytest.param(it, id=name, marks=[pytest.mark.slow] if is_slow else [])
+# The paper's trainings, each compiled for itself, wait for `make test-slow`.
+SLOW = [
+    words
+    for words, it in COMMANDS.items()
+    if (it.page, words[1]) == ("docs/paper.md", "launch/train.py")
+]
 
 
-@pytest.mark.parametrize("command", cases())
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(it, marks=[pytest.mark.slow] if it.words in SLOW else [])
+        for it in COMMANDS.values()
+    ],
+    ids=lambda it: f"{it.page}:{it.line} {it.words[1]}",
+)
 def test_each_command_runs(command, shell):
     """Those of the first page, too, which need nobody's weights or paths (P112)."""
     kinds = [run for start, run in KINDS.items() if re.match(start, " ".join(command.words))]
@@ -352,11 +359,8 @@ def test_the_readme_shows_the_file_that_is_prepared():
     assert document("README.md") == document("docs/data.md")
 
 
-TRAININGS = [it for it in COMMANDS if it[1] == "launch/train.py" and "--help" not in it]
-
-
-@pytest.mark.parametrize("words", TRAININGS, ids=lambda it: " ".join(it[2:4]))
-def test_each_training_has_a_valid_configuration(words):
+@pytest.mark.parametrize("words", SLOW, ids=lambda it: " ".join(it[2:4]))
+def test_what_is_run_by_make_test_slow_has_a_valid_configuration(words):
     flags, overrides = command_line.parse("", words[2:])
     load.load(flags.config, overrides)
 
