@@ -10,14 +10,11 @@ Usage: python benchmarks/stages.py [--workdir=runs/stages] [--seeds 0 1 2]
 
 import argparse
 import json
-import os
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import workshop
 from rich.console import Console
 from rich.table import Table
 
@@ -29,13 +26,6 @@ STAGES = {
     "finetune": "pre-trained and fine-tuned",
 }
 METRICS = {"Rank-1": "R1", "mAP": "mAP"}
-# No hub; and glibc keeps the memory that each step asks for and gives back, in large pages: on CPUs
-# a step is a third faster. Other C libraries do not read it.
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
-    ":glibc.malloc.trim_threshold=34359738368",
-}
 
 
 def evaluation(name: str) -> str:
@@ -46,11 +36,8 @@ def evaluation(name: str) -> str:
 def commands(workdir: Path, seed: int) -> list[list[str]]:
     """Returns the pipeline's commands, in their order."""
 
-    def launch(script: str, variant: str, out: str, **fields: object) -> list[str]:
-        config = f"--config=configs/{variant}"
-        values = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-        place = f"--workdir={workdir / out}"
-        return [sys.executable, f"launch/{script}.py", config, *values, place, "--overwrite"]
+    def launch(script: str, config: str, out: str, **fields: object) -> list[str]:
+        return workshop.launch(script, config, workdir / out, **fields)
 
     at = {name: workdir / name for name in ("data", "drawn", "captions", *STAGES)}
     tuned = {"data": f"{at['data']},{at['drawn']}", "seed": seed}
@@ -87,12 +74,8 @@ def run(workdir: Path, seed: int, cache: Path) -> dict[str, dict]:
     Raises:
         SystemExit: a command failed; it has said why.
     """
-    environment = os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(cache.absolute())}
     for command in commands(workdir, seed):
-        print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
-        code = subprocess.run(command, env=environment).returncode
-        if code:
-            raise SystemExit(code)
+        workshop.run(command, cache)
     return {
         name: json.loads((workdir / evaluation(name) / "evaluation.json").read_text())
         for name in STAGES

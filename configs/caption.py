@@ -12,6 +12,11 @@ VARIANTS = {
         "tokenizer": "examples/tokenizer",
         "device_batch_size": 16,
     },
+    # benchmarks/drawn_reid; the images are its pool's.
+    "drawn_reid": {
+        "clip": "examples/small_clip",
+        "tokenizer": "examples/tokenizer",
+    },
 }
 
 

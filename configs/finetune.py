@@ -6,6 +6,7 @@
     recipe=irra|rde|tbps_clip|clip      later recipes, all of them on CLIP, instead of the paper's
 `devices=1`, `devices=8`: a GPU's or a host's use, whatever comes besides.
 `demo`: the small model of `configs/pretrain.py:demo` on the sample and on drawn pedestrians.
+`drawn_reid`: the paper's losses on the tiny model of `configs/pretrain.py:drawn_reid`.
 `small_clip`: both encoders of `examples/small_clip` on the sample (`notebooks/3_finetune.ipynb`).
 
 The paper tells neither epochs nor schedule of its fine-tuning: those here are IRRA's 60 epochs and
@@ -113,6 +114,20 @@ VARIANTS = {
         "similarity": {"temperature": "learned"},
         "loss": {"identity": 0.0, "ranking": 0.0, "n_itc": 1.0, "soft_labels": 0.0},
         "optimizer": {"name": "adamw", "learning_rate": 3e-5},
+    },
+    "drawn_reid": {
+        "steps": 200,
+        "batch_size": 64,
+        "log_every": 20,
+        "checkpoint_every": 200,
+        "evaluate": False,
+        "image": {"height": 128, "width": 64},
+        "text": {"tokenizer": "examples/tokenizer", "length": 64, "buckets": (32, 48)},
+        "model": {"image": "tiny", "text": "tiny", "embedding_dim": 128, "pgu": "tiny"},
+        "init_image": "",
+        "init_text": "",
+        # From random weights the text encoder cannot learn at a tenth of the rate.
+        "optimizer": {"learning_rate": 3e-4, "text": 1.0},
     },
     "small_clip": {
         "steps": 40,

@@ -19,6 +19,8 @@ VARIANTS = {
         "height": 128,
         "width": 64,
     },
+    # After a layout: benchmarks/drawn_reid.
+    "drawn_reid": {"tokenizer": "examples/tokenizer", "pixels": (128, 64)},
     "demo": {
         "dataset": "cuhk_pedes",
         "name": "sample",

@@ -2,8 +2,9 @@
 
 Variants: `deit_s`, `vit_b16` (the paper's two image encoders), `released` (what the published code
 does where it differs from the paper), `recipe=sdm` (CLIP with similarity distribution matching, as
-MLLM4Text-ReID pre-trained it for direct transfer), `demo` (a small model, minutes on a laptop), and
-`devices=1`, `devices=8`, `devices=256` (for a GPU, a host and a pod slice).
+MLLM4Text-ReID pre-trained it for direct transfer), `demo` (a small model, minutes on a laptop),
+`drawn_reid` (the tiny model of `benchmarks/drawn_reid`), and `devices=1`, `devices=8`,
+`devices=256` (for a GPU, a host and a pod slice).
 """
 
 import runpy
@@ -58,6 +59,20 @@ VARIANTS = {
         "similarity": {"temperature": "learned"},
         # Where minutes must do, masked words teach less than whole sentences.
         "loss": {"mlm": 0.2},
+        "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
+    },
+    # benchmarks/drawn_reid: from random weights, so that all they know is of the texts.
+    "drawn_reid": {
+        "steps": 600,
+        "batch_size": 64,
+        "log_every": 20,
+        "checkpoint_every": 600,
+        "image": {"height": 128, "width": 64},
+        "text": {"tokenizer": "examples/tokenizer", "length": 64, "buckets": (32, 48)},
+        "model": {"image": "tiny", "text": "tiny", "embedding_dim": 128},
+        "init_image": "",
+        "init_text": "",
+        "similarity": {"temperature": "learned"},
         "optimizer": {"learning_rate": 1e-3, "decay": "cosine"},
     },
     # The paper's batch in parts, for memory: `docs/scaling.md` tells what they take.

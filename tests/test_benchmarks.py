@@ -51,7 +51,14 @@ def test_a_row_that_is_gone_is_found():
     assert "other" in line
 
 
-@pytest.mark.parametrize("name", run.NAMES)
+# They import torch's models, which takes ten seconds each.
+HEAVY = ("captioning", "finetuning_step", "pretraining_step", "text_encoding")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(it, marks=pytest.mark.slow) if it in HEAVY else it for it in run.NAMES],
+)
 def test_each_benchmark_tells_its_flags(name):
     """Imports what it needs, and can write rows."""
     pytest.importorskip("torch")

@@ -304,7 +304,8 @@ KINDS = {
 SLOW = [
     words
     for words, it in COMMANDS.items()
-    if (it.page, words[1]) == ("docs/paper.md", "launch/train.py")
+    if (it.page == "docs/paper.md" and words[1] in ("launch/train.py", "launch/evaluate.py"))
+    or (it.page, words[1]) == ("docs/devices.md", "launch/train.py")
 ]
 
 

@@ -52,7 +52,8 @@ def config(data):
         "image.width": WIDTH,
         "text.length": LENGTH,
         "text.buckets": (),
-        "model.image": "tiny",
+        "model.image": "micro",
+        "model.text": "micro",
         "model.embedding_dim": DIM,
         "init_image": "",
     }

@@ -98,7 +98,7 @@ def test_every_notebook_is_tested():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(it, marks=pytest.mark.slow) if it == "3_finetune" else it for it in NAMES],
+    [it if it == "2_caption" else pytest.param(it, marks=pytest.mark.slow) for it in NAMES],
 )
 def test_a_notebook_runs_from_top_to_bottom(name, execute, tmp_path):
     if name == "4_pytorch":

@@ -37,7 +37,8 @@ def workdir(data, tmp_path_factory):
         "image.width": 16,
         "text.length": LENGTH,
         "text.buckets": (),
-        "model.image": "tiny",
+        "model.image": "micro",
+        "model.text": "micro",
         "model.embedding_dim": 24,
         "init_image": "",
     }

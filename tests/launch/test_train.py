@@ -188,6 +188,7 @@ def test_a_damaged_checkpoint_is_named(data, pretrained, tmp_path):
     assert last.endswith("take it away, which leaves step 6")
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_a_pre_trained_run(data, pretrained, tmp_path):
     """Both encoders come from there; classifiers and PGU are new; two data sets make one."""
     arguments = [*FINETUNE, f"--config.data={data},{data}", f"--config.init={pretrained}"]

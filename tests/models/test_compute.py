@@ -101,8 +101,10 @@ def assert_same(one, other, tolerance):
 CASES = [
     pytest.param(vit, {"train": True, "first": 3, "attention": True}, id="vit-first-reader"),
     pytest.param(bert, {"train": True}, id="bert"),
-    pytest.param(clip_text, {"train": True, "attention": True}, id="clip-reader"),
-    pytest.param(cross_modal, {}, id="cross-modal"),
+    pytest.param(
+        clip_text, {"train": True, "attention": True}, id="clip-reader", marks=pytest.mark.slow
+    ),
+    pytest.param(cross_modal, {}, id="cross-modal", marks=pytest.mark.slow),
 ]
 
 
@@ -210,7 +212,9 @@ def program(module, *arrays):
     return jax.jit(jax.grad(total)).lower(shapes)
 
 
-@pytest.mark.parametrize("make", [vit, bert, clip_text])
+@pytest.mark.parametrize(
+    "make", [vit, *(pytest.param(it, marks=pytest.mark.slow) for it in (bert, clip_text))]
+)
 def test_the_scanned_program_does_not_grow_with_the_depth(make):
     def count(compute, layers):
         text = program(make(compute, layers=layers), *inputs(make)).as_text()
@@ -222,7 +226,7 @@ def test_the_scanned_program_does_not_grow_with_the_depth(make):
     assert shallow < count(Compute(), 3)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rematerialising_saves_memory(scan):
     """XLA's own figure for the gradient of a deep, narrow encoder, compiled as training steps."""
     spec = VisionSpec((32, 16), patch_size=2, layers=8, **SHAPE)

@@ -30,7 +30,8 @@ TRAIN = [
     "--config.log_every=1",
     "--config.image.height=32",
     "--config.image.width=16",
-    "--config.model.image=tiny",
+    "--config.model.image=micro",
+    "--config.model.text=micro",
     "--config.init_image=",
     "--config.text.buckets=()",
     "--config.optimizer.learning_rate=1e-4",
@@ -163,7 +164,8 @@ def test_a_run_goes_on_with_fewer_devices(both, data, finish, tmp_path, devices)
     assert difference(both[1], workdir) < 1e-5
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_exits(both, data, start, finish, tmp_path, processes):
     """The last checkpoint is of the step reached, from where the run goes on to the same bits."""
     workdir = tmp_path / "run"

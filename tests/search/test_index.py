@@ -115,6 +115,13 @@ def test_two_at_once_make_one_index(folder, place, model):
     assert len((place / index.ROWS).read_text().splitlines()) == len(built[0].rows)
 
 
+def test_what_another_process_writes_aside_is_no_foreign_file(folder, place, model):
+    """Another build is about to make the index, or was killed as it did."""
+    place.mkdir(parents=True)
+    (place / ".index.json.17946-5fffbf66.tmp").write_text("{")
+    assert_same(found(index.build(folder, place, model)), expected(folder, model))
+
+
 def test_unreadable_images_are_named_and_left_out(folder, place, model):
     """No picture, empty, a link to nowhere; and the rest is found (P52)."""
     whole = expected(folder, model)

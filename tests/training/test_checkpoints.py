@@ -71,7 +71,14 @@ def saved(tmp_path_factory):
     return workdir, host(made)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1),
+        (2, 2, 2),
+        *(pytest.param(it, marks=pytest.mark.slow) for it in ((8, 1, 1), (1, 4, 2))),
+    ],
+)
 def test_restores_bit_for_bit_on_any_mesh(saved, shape):
     """P36, P42: written from 2x2x2 devices, with a typed random key in the state."""
     workdir, arrays = saved

@@ -42,6 +42,7 @@ def gradients(compute, mesh, parts):
         return jax.device_get(compiled(made.params, batch)), compiled.as_text()
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_over_a_mesh_gives_the_same():
     """Eight devices, each with its part of the stacked parameters: fsdp and tensor halve each."""
     plain, _ = gradients(Compute(), make_mesh(devices=jax.devices()[:1]), 1)

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 from PIL import Image
 
+from tests.training import micro
 from unipt_jax.config import load, schema
 from unipt_jax.core import trees
 from unipt_jax.core.errors import (
@@ -37,7 +38,8 @@ SMALL = {
     "image.width": 16,
     "image.padding": 0,
     "image.erase": 0.0,
-    "model.image": "tiny",
+    "model.image": "micro",
+    "model.text": "micro",
     "model.dropout": 0.1,
     "init_image": "",
     "mesh.data": 8,
@@ -156,6 +158,7 @@ def test_a_run_leaves_what_the_other_stages_read(data, undisturbed):
     assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["4", "8"]
 
 
+@pytest.mark.slow
 def test_the_loss_on_the_sample_falls_well_under_its_start(data, tmp_path):
     """The bar is on both halves; the sum's leaves room for drift by a JPEG decoder's rounding."""
     run.train(
@@ -165,6 +168,7 @@ def test_the_loss_on_the_sample_falls_well_under_its_start(data, tmp_path):
             log_every=5,
             checkpoint_every=60,
             **{"optimizer.learning_rate": 2e-3, "mesh.data": 1, "mesh.fsdp": 8},
+            **{"model.image": "tiny", "model.text": "tiny"},
         ),
         tmp_path,
         False,
@@ -376,7 +380,8 @@ FINE_TUNING = {
     "repeats": (),
     "image.height": 32,
     "image.width": 16,
-    "model.image": "tiny",
+    "model.image": "micro",
+    "model.text": "micro",
     "model.pgu": "tiny",
     "init_image": "",
     "loss.identity": 1.0,
@@ -414,10 +419,9 @@ def three_splits(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """One device and encoders of one block: a fine-tuning run's time is its compilation."""
+    """One device and few numbers: a fine-tuning run's time is its compilation."""
     monkeypatch.setattr(run, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
-    for table in (variants.IMAGE_VARIANTS, variants.TEXT_VARIANTS):
-        monkeypatch.setitem(table, "tiny", dataclasses.replace(table["tiny"], layers=1))
+    monkeypatch.setitem(variants.PGU_VARIANTS, "tiny", micro.PGU)
 
 
 def fine_tuning(source, **changes):
@@ -559,7 +563,7 @@ def test_fine_tuning_starts_from_a_whole_run(data, undisturbed, tmp_path):
         "finetune.py:cuhk_pedes,recipe=irra",
         "finetune.py:cuhk_pedes,recipe=rde",
         "finetune.py:cuhk_pedes,recipe=tbps_clip",
-        "finetune.py:cuhk_pedes,recipe=clip",
+        pytest.param("finetune.py:cuhk_pedes,recipe=clip", marks=pytest.mark.slow),
         "pretrain.py:recipe=sdm",
     ],
 )

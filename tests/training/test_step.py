@@ -98,7 +98,9 @@ def test_invalid_rows_and_groups_do_not_depend_on_mesh_or_parts():
     assert float(metrics_found["valid_examples"]) == 13
 
 
-@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow), 16])
+@pytest.mark.parametrize(
+    "parts", [2, *(pytest.param(it, marks=pytest.mark.slow) for it in (4, 16))]
+)
 def test_parts_of_a_batch_give_the_whole_batchs_gradient(single, parts):
     """P24: accumulation keeps every negative and the global MLM mean."""
     mesh = make_mesh(devices=jax.devices()[:1])

@@ -50,25 +50,41 @@ def english() -> lexicon.Lexicon:
     return lexicon.parse(content | {"templates": templates}, str(_DETAILS))
 
 
+def choices(seed: int, index: int) -> dict[str, str | None]:
+    """Returns what can be said of `synthetic.example`, by set of `english`; None: nothing is there.
+
+    Nothing is drawn for it.
+    """
+    rng = host_generator(seed, "synthetic", index)
+    person, view = synthetic.draw_person(rng), synthetic.draw_view(rng)
+    labels, details = synthetic.labels(synthetic.visible(person, view)), synthetic.details(person)
+    for name, detail in (("upper_clothes", "upper"), ("lower_clothes", "lower"), ("hair", "hair")):
+        exact = f"{details[detail]} {labels[name]}"
+        if exact in english().sets[name].phrases:
+            labels[name] = exact
+    labels |= {name: details[name] for name in ("shoes", "stripes")}
+    return {name: label or None for name, label in labels.items()}
+
+
 def records(*, count: int, seed: int) -> list[Record]:
     """Returns `count` records for training, each a person of its own with one caption.
 
     Who rides is passed over: the paper's actions, which the captions say, are those on foot.
     """
     drawn = (
-        (f"{index:08d}.jpg", choices)
+        (f"{index:08d}.jpg", said)
         for index in itertools.count()
-        if (choices := _choices(seed, index))["action"] in english().sets["action"].phrases
+        if (said := choices(seed, index))["action"] in english().sets["action"].phrases
     )
     return [
         Record(
             image=image,
-            captions=(composer.compose(english(), choices, seed=seed, path=image),),
+            captions=(composer.compose(english(), said, seed=seed, path=image),),
             identity=f"drawn/{image}",
             split="train",
             position=position,
         )
-        for position, (image, choices) in enumerate(itertools.islice(drawn, count))
+        for position, (image, said) in enumerate(itertools.islice(drawn, count))
     ]
 
 
@@ -96,19 +112,6 @@ class _Ahead:
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         return functools.partial, (_draw_record, self._draw)
-
-
-def _choices(seed: int, index: int) -> dict[str, str | None]:
-    """Returns the labels of `synthetic.example`, without drawing it."""
-    rng = host_generator(seed, "synthetic", index)
-    person, view = synthetic.draw_person(rng), synthetic.draw_view(rng)
-    labels, details = synthetic.labels(synthetic.visible(person, view)), synthetic.details(person)
-    for name, detail in (("upper_clothes", "upper"), ("lower_clothes", "lower"), ("hair", "hair")):
-        exact = f"{details[detail]} {labels[name]}"
-        if exact in english().sets[name].phrases:
-            labels[name] = exact
-    labels |= {name: details[name] for name in ("shoes", "stripes")}
-    return {name: label or None for name, label in labels.items()}
 
 
 def _drawn(names: Sequence[str], draw: Callable[[str], bytes]) -> Iterator[tuple[str, bytes]]:

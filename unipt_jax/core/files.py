@@ -91,11 +91,16 @@ def naming(path: epath.PathLike, aside: epath.PathLike | None = None) -> Iterato
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
+def is_aside(name: str) -> bool:
+    """Tells whether a name is one under which `write_stream` writes a file that is not whole."""
+    return _ASIDE.fullmatch(name) is not None
+
+
 def remove_leftovers(directory: epath.PathLike) -> None:
     """Removes what writers that were killed have left aside; none may be at work in there."""
     directory = epath.Path(directory)
     for child in directory.iterdir() if directory.is_dir() else ():
-        if _ASIDE.fullmatch(child.name):
+        if is_aside(child.name):
             child.unlink()
 
 
@@ -249,7 +254,7 @@ def _require_claimable(path: epath.Path, again: bool) -> None:
         raise ConfigError(f"--workdir={path} is a file; name a directory")
     # A kill may have left nothing but a configuration half written.
     if not path.exists() or all(
-        child.name == LOCK_FILE or _ASIDE.fullmatch(child.name) for child in path.iterdir()
+        child.name == LOCK_FILE or is_aside(child.name) for child in path.iterdir()
     ):
         return
     if not is_run(path):

@@ -14,7 +14,8 @@ from unipt_jax.models.vit import VisionSpec
 
 _Spec = TypeVar("_Spec")
 
-# UniPT's encoders and CLIP's at 384x128 pixels; `tiny` trains on a laptop in minutes.
+# UniPT's encoders and CLIP's at 384x128 pixels; `tiny` trains on a laptop in minutes, and `micro`
+# is compiled in moments, to try out everything but what it learns.
 IMAGE_VARIANTS: dict[str, VisionSpec] = {
     "vit_b16": VisionSpec(
         image_size=(384, 128), patch_size=16, hidden_size=768, layers=12, heads=12, mlp_size=3072
@@ -31,6 +32,9 @@ IMAGE_VARIANTS: dict[str, VisionSpec] = {
     ),
     "tiny": VisionSpec(
         image_size=(128, 64), patch_size=8, hidden_size=128, layers=4, heads=4, mlp_size=512
+    ),
+    "micro": VisionSpec(
+        image_size=(32, 16), patch_size=8, hidden_size=32, layers=1, heads=2, mlp_size=64
     ),
 }
 
@@ -59,6 +63,9 @@ TEXT_VARIANTS: dict[str, TextSpec | ClipTextSpec] = {
     ),
     "tiny": TextSpec(
         vocab_size=30522, hidden_size=128, layers=3, heads=4, mlp_size=512, max_positions=128
+    ),
+    "micro": TextSpec(
+        vocab_size=30522, hidden_size=32, layers=1, heads=2, mlp_size=64, max_positions=128
     ),
 }
 

@@ -25,7 +25,7 @@ from unipt_jax.captioning import lexicon, sources
 from unipt_jax.captioning.captioner import Captioner
 from unipt_jax.captioning.runner import Progress, load_batches
 from unipt_jax.core.errors import DataError
-from unipt_jax.core.files import append_json_lines, read_json, write_json
+from unipt_jax.core.files import append_json_lines, is_aside, read_json, write_json
 from unipt_jax.core.sharding import batch_sharding, make_mesh
 from unipt_jax.data import images
 from unipt_jax.encoder import Encoder
@@ -170,12 +170,13 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _require_index(place: Path) -> None:
     """Checks, before anything is written there, that a directory is an index, empty or new."""
-    if place.is_dir() and not (place / ORIGIN).exists():
-        others = sorted(child.name for child in place.iterdir() if child.name != "lock")
-        if others:
-            raise DataError(
-                f"{place} is no index: it holds {others[0]}; name an empty or a new directory"
-            )
+    names = sorted(child.name for child in place.iterdir()) if place.is_dir() else []
+    others = [name for name in names if name != "lock" and not is_aside(name)]
+    # Asked after the names, since another process may be making the index: this is its first file.
+    if others and not (place / ORIGIN).exists():
+        raise DataError(
+            f"{place} is no index: it holds {others[0]}; name an empty or a new directory"
+        )
 
 
 def _require_same(place: Path, origin: dict[str, Any]) -> None:

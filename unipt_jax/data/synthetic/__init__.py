@@ -17,8 +17,11 @@ The parts: `people` (words and how they occur together), `looks` (exact colours 
 ridden), `scenery` (background, light and camera).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from unipt_jax.core.random import host_generator
 from unipt_jax.data.synthetic import body, clothes, looks, scenery, sketch, things
@@ -65,7 +68,12 @@ def example(
 
 
 def draw_image(
-    person: Person, rng: np.random.Generator, height: int, width: int, view: View | None = None
+    person: Person,
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    view: View | None = None,
+    background: Callable[[np.random.Generator, int, int], Image.Image] = scenery.background,
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Draws a person as a surveillance camera would see it.
 
@@ -75,6 +83,7 @@ def draw_image(
         height: of the image, in pixels, >= 8.
         width: of the image, in pixels, >= 4.
         view: pose and framing; drawn from `rng` first, by `draw_view`, if not given.
+        background: draws what is behind the person, from `rng`, width and height in pixels.
 
     Returns:
         RGB values 0..255.
@@ -89,7 +98,7 @@ def draw_image(
     bounds = sketch.bounds(shapes)
     size = _SUPERSAMPLING * np.array([width, height])
     scale, origin = _frame(bounds, view, size)
-    image = scenery.background(rng, *size.tolist())
+    image = background(rng, *size.tolist())
     scenery.cast_shadow(image, rng, *origin.tolist(), size=float(-scale[1]))
     sketch.paint(image, shapes, scale, origin)
     left, bottom, right, top = (bounds.reshape(2, 2) * scale + origin).ravel().tolist()

@@ -1,0 +1,1 @@
+"""A benchmark of drawn pedestrians; `README.md` tells of it."""
