@@ -56,7 +56,7 @@ def drawn(workshop: Workshop) -> Setting:
 
     return Setting(
         source=source,
-        datasets=dict.fromkeys(names, "prepare.py:cuhk_pedes,drawn_reid"),
+        datasets=dict.fromkeys(names, "prepare.py:drawn_reid"),
         caption="caption.py:drawn_reid",
         pretrain="pretrain.py:drawn_reid",
         finetune=dict.fromkeys(names, "finetune.py:drawn_reid"),

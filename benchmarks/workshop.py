@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from unipt_jax.config import command_line, load, schema
 from unipt_jax.core.files import read_json, write_json
 
 # No hub; and glibc keeps the memory that each step asks for and gives back, in large pages: on CPUs
@@ -57,13 +59,20 @@ class Workshop:
         self.seconds: dict[str, float] = {}
 
     def launch(self, name: str, script: str, config: str, /, **fields: object) -> Path:
-        """Returns directory `name`, which a command of `launch/` makes."""
+        """Returns directory `name`, which a command of `launch/` makes.
+
+        It runs again when its configuration comes to other values.
+        """
         command = launch(script, config, self.root / name, **fields)
-        how = shlex.join(command[1:])
+        flags, overrides = command_line.parse("", command[2:])
+        how = schema.to_dict(load.load(flags.config, overrides))
         return self.once(name, how, lambda: run(command, self.root / "compiled"))
 
-    def once(self, name: str, how: str, do: Callable[[], object]) -> Path:
-        """Returns directory `name`, for which `do` is called unless it was, just so, before."""
+    def once(self, name: str, how: Any, do: Callable[[], object]) -> Path:
+        """Returns directory `name`, for which `do` is called unless it was, just so, before.
+
+        `how` is JSON of what it is made with.
+        """
         done = self.root / f"{name}.done.json"
         if not done.exists() or read_json(done)["how"] != how:
             done.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ VARIANTS = {
     # benchmarks/drawn_reid; the images are its pool's.
     "drawn_reid": {
         "clip": "examples/small_clip",
-        "tokenizer": "examples/tokenizer",
+        "tokenizer": "benchmarks/drawn_reid/tokenizer",
     },
 }
 

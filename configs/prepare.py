@@ -19,13 +19,17 @@ VARIANTS = {
         "height": 128,
         "width": 64,
     },
-    # After a layout: benchmarks/drawn_reid.
-    "drawn_reid": {"tokenizer": "examples/tokenizer", "pixels": (128, 64)},
+    # The data sets of benchmarks/drawn_reid.
+    "drawn_reid": {
+        "dataset": "cuhk_pedes",
+        "tokenizer": "benchmarks/drawn_reid/tokenizer",
+        "pixels": (96, 48),
+    },
     "demo": {
         "dataset": "cuhk_pedes",
         "name": "sample",
         "source": "examples/pedestrians",
-        "tokenizer": "examples/tokenizer",
+        "tokenizer": "benchmarks/drawn_reid/tokenizer",
     },
 }
 

@@ -63,12 +63,12 @@ VARIANTS = {
     },
     # benchmarks/drawn_reid: from random weights, so that all they know is of the texts.
     "drawn_reid": {
-        "steps": 600,
+        "steps": 300,
         "batch_size": 64,
         "log_every": 20,
-        "checkpoint_every": 600,
-        "image": {"height": 128, "width": 64},
-        "text": {"tokenizer": "examples/tokenizer", "length": 64, "buckets": (32, 48)},
+        "checkpoint_every": 300,
+        "image": {"height": 96, "width": 48},
+        "text": {"tokenizer": "benchmarks/drawn_reid/tokenizer", "length": 48, "buckets": (32,)},
         "model": {"image": "tiny", "text": "tiny", "embedding_dim": 128},
         "init_image": "",
         "init_text": "",

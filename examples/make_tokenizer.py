@@ -44,12 +44,9 @@ def vocabulary(texts: list[str]) -> dict[str, int]:
     return {piece: number for number, piece in enumerate(dict.fromkeys([*pieces, *sorted(words)]))}
 
 
-def main() -> None:
-    """Builds the tokenizer and writes it."""
-    records = json.loads((HERE / "pedestrians" / "reid_raw.json").read_text())
-    train = [record for record in records if record["split"] == "train"]
-    captions = [caption for record in train for caption in record["captions"]]
-    tokenizer = Tokenizer(models.WordPiece(vocabulary([*captions, WORDS]), unk_token="[UNK]"))
+def build(texts: list[str]) -> Tokenizer:
+    """Makes a tokenizer whose vocabulary is all words of the texts, and what spells others."""
+    tokenizer = Tokenizer(models.WordPiece(vocabulary(texts), unk_token="[UNK]"))
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
     tokenizer.decoder = decoders.WordPiece()
@@ -57,6 +54,14 @@ def main() -> None:
         single="[CLS] $A [SEP]",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
+    return tokenizer
+
+
+def main() -> None:
+    """Builds the tokenizer and writes it."""
+    records = json.loads((HERE / "pedestrians" / "reid_raw.json").read_text())
+    train = [record for record in records if record["split"] == "train"]
+    tokenizer = build([*(text for record in train for text in record["captions"]), WORDS])
     (HERE / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(str(HERE / "tokenizer" / "tokenizer.json"))
     print(f"{tokenizer.get_vocab_size()} pieces")

@@ -23,17 +23,17 @@ def shop(tmp_path, monkeypatch):
 def test_a_command_runs_once_and_again_when_it_changes(shop):
     place, made = shop
     for steps in (5, 5, 6, 5):
-        place.launch("a/b", "train", "pretrain.py:demo", steps=steps, model__pgu="")
-    assert [command[3] for command in made] == [f"--config.steps={n}" for n in (5, 6, 5)]
+        place.launch("a/b", "train", "pretrain.py:demo", data="x", steps=steps, model__pgu="")
+    assert [command[4] for command in made] == [f"--config.steps={n}" for n in (5, 6, 5)]
     assert made[0][1:3] == ["launch/train.py", "--config=configs/pretrain.py:demo"]
-    assert made[0][4:] == ["--config.model.pgu=", f"--workdir={place.root}/a/b", "--overwrite"]
+    assert made[0][5:] == ["--config.model.pgu=", f"--workdir={place.root}/a/b", "--overwrite"]
 
 
 def test_what_failed_runs_again(shop):
     place, made = shop
     for _ in range(2):
         with pytest.raises(SystemExit):
-            place.launch("broken", "train", "pretrain.py:demo")
+            place.launch("broken", "train", "pretrain.py:demo", data="x")
     assert len(made) == 2 and not list(place.root.glob("*.json"))
 
 
