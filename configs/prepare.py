@@ -29,7 +29,7 @@ VARIANTS = {
         "dataset": "cuhk_pedes",
         "name": "sample",
         "source": "examples/pedestrians",
-        "tokenizer": "benchmarks/drawn_reid/tokenizer",
+        "tokenizer": "examples/tokenizer",
     },
 }
 

@@ -39,6 +39,14 @@ def test_stages_differ_in_what_they_start_from_alone():
         assert made[stages.evaluation(name)].split == "test"
 
 
+def test_every_stage_reads_by_one_tokenizer():
+    """Its tokens are stored with the data sets, for training to read."""
+    configs = [parsed(command)[1] for command in COMMANDS]
+    of_data = {it.tokenizer for it in configs if it.stage in ("prepare", "caption")}
+    of_models = {it.text.tokenizer for it in configs if it.stage in ("pretrain", "finetune")}
+    assert of_data == of_models == {"examples/tokenizer"}
+
+
 def test_identities_of_the_test_are_in_no_other_split():
     with open("examples/pedestrians/reid_raw.json") as file:
         records = json.load(file)
