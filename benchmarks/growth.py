@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drawn_reid.page import mean_and_range
 from reproduce import evenly
 from workshop import Workshop, code
 
@@ -167,8 +168,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {vary} | pre-trained | fine-tuned |"
         yield "|---|---|---|"
         for row, stages in table["R1"].items():
-            cells = [f"{sum(v) / len(v):.1f} ({min(v):.1f}-{max(v):.1f})" for v in stages.values()]
-            yield f"| {row} | {' | '.join(cells)} |"
+            yield f"| {row} | {' | '.join(map(mean_and_range, stages.values()))} |"
         yield ""
         seeds = ", ".join(map(str, table["seeds"]))
         yield (

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from drawn_reid import make, page
-from drawn_reid.tables import RUNS, TABLES, Run
+from drawn_reid.tables import RUNS, TABLES
 from workshop import Workshop, code
 
 from unipt_jax.captioning import lexicon
@@ -82,15 +82,15 @@ class Reproduction:
         self.setting = setting
         self.workshop = workshop
 
-    def rank1(self, run: Run, trained: str, seed: int) -> dict[str, float]:
-        """Returns the R1, in percent, of a run fine-tuned on `trained`, on each data set."""
-        others = [name for name in self.setting.datasets if name != trained]
+    def rank1(self, name: str, trained: str, seed: int) -> dict[str, float]:
+        """Returns the R1, in percent, of a run that `trained` fine-tunes, on each data set."""
+        others = [other for other in self.setting.datasets if other != trained]
         place = self.workshop.launch(
-            f"figures/{_name(run)}-{trained}-{seed}",
+            f"figures/{_directory(name)}-{trained}-{seed}",
             "evaluate",
             "evaluate.py",
-            data=",".join(str(self._prepared(name)) for name in (trained, *others)),
-            checkpoint=self._finetuned(run, trained, seed),
+            data=",".join(str(self._prepared(each)) for each in (trained, *others)),
+            checkpoint=self._finetuned(name, trained, seed),
         )
         found = read_json(place / "evaluation.json")
         return {
@@ -98,15 +98,16 @@ class Reproduction:
             for tested, each in zip((trained, *others), found["data_sets"], strict=True)
         }
 
-    def _finetuned(self, run: Run, trained: str, seed: int) -> Path:
+    def _finetuned(self, name: str, trained: str, seed: int) -> Path:
+        run = RUNS[name]
         fields: dict[str, object] = {"data": self._prepared(trained), "seed": seed}
         if run.start:
             start = {"both": "init", "image": "init_image"}[run.start]
             fields[start] = self._pretrained(run.texts, run.mlm, seed)
         if not run.pgu:
             fields["model__pgu"] = ""
-        name = f"finetune/{_name(run)}-{trained}-{seed}"
-        return self.workshop.launch(name, "train", self.setting.finetune[trained], **fields)
+        place = f"finetune/{_directory(name)}-{trained}-{seed}"
+        return self.workshop.launch(place, "train", self.setting.finetune[trained], **fields)
 
     def _pretrained(self, texts: str, mlm: bool, seed: int) -> Path:
         parts = ("pool", "more") if texts == "twice" else ("pool",)
@@ -156,8 +157,7 @@ def evenly(options: Sequence, count: int) -> list:
     return [options[k * len(options) // count] for k in range(count)]
 
 
-def _name(run: Run) -> str:
-    name = next(name for name, each in RUNS.items() if each == run)
+def _directory(name: str) -> str:
     return name.replace(",", "").replace(" ", "_")
 
 
@@ -171,7 +171,7 @@ def reproduce(table: str, reproduction: Reproduction, seeds: Sequence[int], resu
             "seeds": list(seeds),
             # By what it was trained on, what it was tested on, and seed.
             "R1": {
-                trained: _by_data_set([reproduction.rank1(RUNS[name], trained, s) for s in seeds])
+                trained: _by_data_set([reproduction.rank1(name, trained, s) for s in seeds])
                 for trained in datasets
             },
         }

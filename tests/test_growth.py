@@ -1,15 +1,14 @@
 """Other pseudo texts for the real sample: fewer templates, and attributes taken for others."""
 
 import dataclasses
-import json
 
 import growth
 import numpy as np
 import pytest
 import workshop
 
+from tests.workshops import note_commands
 from unipt_jax.captioning import drawn
-from unipt_jax.config import command_line, load
 from unipt_jax.data import builders
 
 
@@ -76,18 +75,10 @@ def test_rows_differ_in_one_thing():
 
 
 def test_both_trainings_read_what_they_should(tmp_path, monkeypatch):
-    made = {}
+    def evaluation(config):
+        return {"text_to_image": {"R1": 50.0 if "pretrain" in config.checkpoint else 60.0}}
 
-    def noted(command, cache):
-        flags, overrides = command_line.parse("", command[2:])
-        place = workshop.Path(flags.workdir)
-        made[str(place.relative_to(tmp_path))] = config = load.load(flags.config, overrides)
-        if config.stage == "evaluate":
-            place.mkdir(parents=True)
-            figures = {"text_to_image": {"R1": 50.0 if "pretrain" in config.checkpoint else 60.0}}
-            (place / "evaluation.json").write_text(json.dumps(figures))
-
-    monkeypatch.setattr(workshop, "run", noted)
+    made = note_commands(monkeypatch, tmp_path, evaluation)
     monkeypatch.setattr(growth, "write", lambda texts, seed, place: None)
     texts = growth.Texts(images=500)
     found = growth.rank1(workshop.Workshop(tmp_path), texts, 4)

@@ -9,8 +9,8 @@ import workshop
 from drawn_reid import make, page
 from drawn_reid.tables import RUNS, TABLES
 
+from tests.workshops import note_commands
 from unipt_jax.captioning import lexicon
-from unipt_jax.config import command_line, load
 from unipt_jax.core.files import read_json
 
 SETTINGS = {"drawn": reproduce.drawn, "real": lambda shop: reproduce.real(shop.root / "sets")}
@@ -19,19 +19,13 @@ SETTINGS = {"drawn": reproduce.drawn, "real": lambda shop: reproduce.real(shop.r
 @pytest.fixture(params=SETTINGS)
 def run(request, tmp_path, monkeypatch):
     """Gives the configurations that a run comes to, by what its directory begins with."""
-    made = {}
 
-    def noted(command, cache):
-        flags, overrides = command_line.parse("", command[2:])
-        place = workshop.Path(flags.workdir)
-        made[str(place.relative_to(tmp_path))] = config = load.load(flags.config, overrides)
-        if config.stage == "evaluate":
-            place.mkdir(parents=True)
-            figures = {"text_to_image": {"metrics": {"R1": 10.0 * len(made)}}}
-            rows = [{"features": {"f": figures}} for _ in config.data]
-            (place / "evaluation.json").write_text(json.dumps({"feature": "f", "data_sets": rows}))
+    def evaluation(config):
+        figures = {"text_to_image": {"metrics": {"R1": 10.0 * len(made)}}}
+        rows = [{"features": {"f": figures}} for _ in config.data]
+        return {"feature": "f", "data_sets": rows}
 
-    monkeypatch.setattr(workshop, "run", noted)
+    made = note_commands(monkeypatch, tmp_path, evaluation)
     monkeypatch.setattr(make, "write", lambda part, place: None)
     shop = workshop.Workshop(tmp_path)
     reproduction = reproduce.Reproduction(SETTINGS[request.param](shop), shop)
@@ -41,7 +35,7 @@ def run(request, tmp_path, monkeypatch):
         for note in tmp_path.rglob("*.done.json"):
             note.unlink()
         data = list(reproduction.setting.datasets)[trained]
-        found = reproduction.rank1(RUNS[name], data, seed)
+        found = reproduction.rank1(name, data, seed)
         return found, {name.split("/")[0]: config for name, config in made.items()}, made
 
     return start
@@ -199,8 +193,8 @@ def test_a_table_is_noted_with_code_and_seeds(tmp_path, monkeypatch):
         setting = reproduce.Setting(None, {"a": "", "b": ""}, "", "", {})
         workshop = workshop.Workshop(tmp_path)
 
-        def rank1(self, run, trained, seed):
-            return {"a": 1.0 + seed, "b": 2.0 + bool(run.start)}
+        def rank1(self, name, trained, seed):
+            return {"a": 1.0 + seed, "b": 2.0 + bool(RUNS[name].start)}
 
     Made.workshop.seconds["x"] = 90.0
     results = tmp_path / "results.json"

@@ -9,8 +9,8 @@ otherwise in other versions: then the hashes differ, and figures may by a little
 """
 
 import concurrent.futures
+import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import shutil
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from drawn_reid import captions
 from drawn_reid.domains import DOMAINS, facts, identity, photograph
+from unipt_jax.captioning import drawn
 from unipt_jax.core.random import host_generator
 from unipt_jax.data import synthetic
 
@@ -33,7 +33,6 @@ IMAGES = (3, 5)  # Of an identity, at least and at most.
 CAPTIONS = 2  # Of an image.
 POOL = 12_000
 HASHES = Path(__file__).parent / "hashes.json"
-_QUALITY = 95  # Of JPEG.
 
 Made = Iterator[tuple[str, bytes, dict[str, Any]]]  # An image's name, its file, its record.
 
@@ -50,16 +49,8 @@ def person(domain: str, number: int) -> Made:
         known = facts(who, view)
         said = [captions.write(place.style, known, rng) for _ in range(CAPTIONS)]
         name = f"{number:04d}_{shot}.jpg"
-        yield (
-            name,
-            _jpeg(pixels),
-            {
-                "split": split,
-                "captions": said,
-                "file_path": name,
-                "id": number,
-            },
-        )
+        record = {"split": split, "captions": said, "file_path": name, "id": number}
+        yield name, drawn.jpeg(pixels), record
 
 
 def passer_by(part: str, number: int) -> Made:
@@ -67,7 +58,7 @@ def passer_by(part: str, number: int) -> Made:
     rng = host_generator(SEED, f"drawn_reid {part}", number)
     who, view = synthetic.draw_person(rng), synthetic.draw_view(rng)
     pixels = synthetic.draw_image(who, rng, HEIGHT, WIDTH, view)
-    yield f"{number:05d}.jpg", _jpeg(pixels), {}
+    yield f"{number:05d}.jpg", drawn.jpeg(pixels), {}
 
 
 def make(part: str, count: int | None = None) -> Made:
@@ -77,8 +68,7 @@ def make(part: str, count: int | None = None) -> Made:
     numbers = range(whole if count is None else count)
     context = multiprocessing.get_context("spawn")  # A fork of JAX's threads may wait forever.
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
-        jobs = pool.map(_listed, *zip(*((draw, part, number) for number in numbers), strict=True),
-                        chunksize=16)  # fmt: skip
+        jobs = pool.map(functools.partial(_listed, draw, part), numbers, chunksize=16)
         for made in jobs:
             yield from made
 
@@ -112,9 +102,3 @@ def _hash(hashed: Any, content: bytes, record: dict[str, Any]) -> None:
 
 def _listed(draw: Callable[[str, int], Made], part: str, number: int) -> list[tuple]:
     return list(draw(part, number))
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()

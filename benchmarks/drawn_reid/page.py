@@ -36,6 +36,12 @@ def verdict(differences: Sequence[float]) -> str:
     return f"**undecided**: {ahead} of {len(differences)} seeds agree"
 
 
+def mean_and_range(values: Sequence[float]) -> str:
+    """Returns a table's cell for a figure of several seeds."""
+    mean = sum(values) / len(values)
+    return f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
 def _head(found: Mapping[str, Any]) -> Iterator[str]:
     yield "<!-- Written by benchmarks/reproduce.py. -->"
     yield "# The paper's tables on drawn pedestrians"
@@ -67,7 +73,7 @@ def _table(name: str, table: Table, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"| | {' | '.join(heads)} |"
     yield f"|---|{'---|' * len(heads)}"
     for row, paper in table.rows.items():
-        ours = [_written(_r1(found, row, data, table.across)) for data in datasets]
+        ours = [mean_and_range(_r1(found, row, data, table.across)) for data in datasets]
         theirs = ["-" if value is None else f"{value:.2f}" for value in paper]
         yield f"| {row} | {' | '.join([*theirs, *ours])} |"
     yield ""
@@ -85,8 +91,3 @@ def _r1(found: Mapping[str, Any], run: str, data: str, across: bool) -> list[flo
     """Returns R1 by seed of a run that was trained on `data`."""
     tested = found["runs"][run]["R1"][data]
     return next(values for name, values in tested.items() if (name != data) == across)
-
-
-def _written(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    return f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"

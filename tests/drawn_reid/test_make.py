@@ -38,7 +38,7 @@ def test_the_same_person_is_drawn_again(part):
 
 
 def test_parts_show_other_people():
-    """No identity of one domain, and nobody of the pool, is drawn for another part."""
+    """Each has a stream of random numbers of its own."""
     first = {part: next(make.passer_by(part, 0))[1] for part in ("pool", "more")}
     first |= {domain: next(make.person(domain, 0))[1] for domain in DOMAINS}
     assert len(set(first.values())) == len(first)

@@ -12,6 +12,8 @@ import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from unipt_jax.captioning import composer, lexicon
@@ -99,6 +101,13 @@ def reader(
     return _Ahead(written, seed=seed, height=height, width=width)
 
 
+def jpeg(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Returns RGB values 0..255 as the file that a camera would write."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=_QUALITY)
+    return out.getvalue()
+
+
 class _Ahead:
     def __init__(self, written: Sequence[Record], **how: int) -> None:
         self._draw = functools.partial(_draw, **how)
@@ -129,6 +138,4 @@ def _draw_record(draw: Callable[[str], bytes], record: Record) -> bytes:
 
 def _draw(name: str, *, seed: int, height: int, width: int) -> bytes:
     pixels, _ = synthetic.example(seed, int(name.removesuffix(".jpg")), height, width)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=_QUALITY)
-    return out.getvalue()
+    return jpeg(pixels)
