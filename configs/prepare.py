@@ -23,7 +23,7 @@ VARIANTS = {
     "drawn_reid": {
         "dataset": "cuhk_pedes",
         "tokenizer": "benchmarks/drawn_reid/tokenizer",
-        "pixels": (96, 48),
+        "pixels": (64, 32),
     },
     "demo": {
         "dataset": "cuhk_pedes",

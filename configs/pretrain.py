@@ -63,11 +63,11 @@ VARIANTS = {
     },
     # benchmarks/drawn_reid: from random weights, so that all they know is of the texts.
     "drawn_reid": {
-        "steps": 300,
+        "steps": 400,
         "batch_size": 64,
         "log_every": 20,
-        "checkpoint_every": 300,
-        "image": {"height": 96, "width": 48},
+        "checkpoint_every": 400,
+        "image": {"height": 64, "width": 32},
         "text": {"tokenizer": "benchmarks/drawn_reid/tokenizer", "length": 48, "buckets": (32,)},
         "model": {"image": "tiny", "text": "tiny", "embedding_dim": 128},
         "init_image": "",

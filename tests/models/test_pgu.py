@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from unipt_jax.core.errors import ConfigError
 from unipt_jax.core.trees import flatten
@@ -107,6 +108,23 @@ def test_parameters_start_as_in_the_published_code():
         "dictionary", "prototypes", "foreground", "projection",
         "dictionary_decoder", "prototype_decoder_0", "prototype_decoder_1",
     }  # fmt: skip
+
+
+def test_maps_start_as_wide_as_torch_makes_them():
+    spec = PguSpec(dictionary_size=5, prototypes=3, part_dim=96)
+    params = Pgu(spec).init(jax.random.key(0), jnp.zeros((1, 2, 48)), None, is_image=True)
+    flat = flatten(nn.unbox(params)["params"])
+    kernels = [path for path in flat if path.endswith("kernel")]
+    assert len(kernels) == 3 * 6 + 1
+    cut = 0.88  # What a normal distribution that ends at two deviations has left of one.
+    for path in kernels:
+        expected = torch.nn.Linear(*flat[path].shape).weight.detach().numpy().std()
+        # The foreground's map is one column, of 48 numbers.
+        slack = 0.3 if path.startswith("foreground") else 0.03
+        assert float(flat[path].std()) == pytest.approx(cut * expected, rel=slack), path
+    part = torch.empty(96, 48, 1, 1)
+    torch.nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
+    assert float(flat["projection"].std()) == pytest.approx(cut * float(part.std()), rel=0.03)
 
 
 def test_half_precision_gives_float32(params, tokens):

@@ -5,6 +5,8 @@ Text-to-Image Person Re-identification" (MM 2022).
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,6 +18,15 @@ from unipt_jax.models.checks import require_fields
 from unipt_jax.models.layers import TOKENS, LayerNorm, attend, dense, normal_init, split_heads
 
 _LAYER_NORM_EPS = 1e-5  # torch's default
+
+
+def _linear(read: int, features: int, axes: tuple[str, str], **options: Any) -> nn.Dense:
+    """Makes a map from `read` numbers that starts as wide as torch's, as in the published code.
+
+    0.02, as in the encoders, is about the same at the paper's widths. In a narrow model it would
+    leave what is read far smaller than the prototypes that it is added to: all features nearly one.
+    """
+    return dense(features, axes, std=(3 * read) ** -0.5, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +98,8 @@ class Pgu(nn.Module):
         )
         rebuilt = rebuild(tokens, dictionary[None].astype(self.dtype), None)
         if is_image:
-            foreground = dense(1, (Axis.EMBED, Axis.OUTPUT), dtype=self.dtype, name="foreground")
+            axes = (Axis.EMBED, Axis.OUTPUT)
+            foreground = _linear(width, 1, axes, dtype=self.dtype, name="foreground")
             rebuilt = rebuilt * nn.sigmoid(foreground(tokens))
         x = jnp.broadcast_to(prototypes[None].astype(self.dtype), (batch, *prototypes.shape))
         for index in range(spec.prototype_layers):
@@ -99,10 +111,10 @@ class Pgu(nn.Module):
                 name=f"prototype_decoder_{index}",
             )
             x = read(x, rebuilt, mask)
-        # Each prototype has a map of its own.
+        # Each prototype has a map of its own, which starts as He et al. (2015) have it.
         kernel = self.param(
             "projection",
-            normal_init((None, Axis.EMBED, Axis.OUTPUT)),
+            normal_init((None, Axis.EMBED, Axis.OUTPUT), (2 / spec.part_dim) ** 0.5),
             (spec.prototypes, width, spec.part_dim),
         )
         return jnp.einsum("bqd,qde->bqe", x, kernel.astype(self.dtype)).astype(jnp.float32)
@@ -137,12 +149,11 @@ class Decoder(nn.Module):
         # One LayerNorm for what reads and what is read, as in the published code.
         norm = LayerNorm(_LAYER_NORM_EPS, self.dtype, name="layer_norm1")
         reads, read = norm(queries), norm(tokens)
+        linear = functools.partial(_linear, dtype=self.dtype)
+        width, inner = queries.shape[2], self.heads * self.head_size
 
         def project(name: str, tokens: Array) -> Array:
-            inner = self.heads * self.head_size
-            projection = dense(
-                inner, (Axis.EMBED, Axis.HEADS), use_bias=False, dtype=self.dtype, name=name
-            )
+            projection = linear(width, inner, (Axis.EMBED, Axis.HEADS), use_bias=False, name=name)
             return split_heads(projection(tokens), self.head_size)
 
         query, key, value = (
@@ -151,9 +162,9 @@ class Decoder(nn.Module):
             project("v_proj", read),
         )
         x = attend(query, key, value, [] if mask is None else [mask[:, None, None, :]])
-        out = dense(queries.shape[2], (Axis.HEADS, Axis.EMBED), dtype=self.dtype, name="out_proj")
+        out = linear(inner, width, (Axis.HEADS, Axis.EMBED), name="out_proj")
         x = constrain(queries + out(x), TOKENS)
-        fc1 = dense(self.mlp_size, (Axis.EMBED, Axis.MLP), dtype=self.dtype, name="fc1")
-        fc2 = dense(queries.shape[2], (Axis.MLP, Axis.EMBED), dtype=self.dtype, name="fc2")
+        fc1 = linear(width, self.mlp_size, (Axis.EMBED, Axis.MLP), name="fc1")
+        fc2 = linear(self.mlp_size, width, (Axis.MLP, Axis.EMBED), name="fc2")
         hidden = nn.relu(fc1(LayerNorm(_LAYER_NORM_EPS, self.dtype, name="layer_norm2")(x)))
         return x + fc2(hidden)
