@@ -41,10 +41,16 @@ def run(command: list[str], cache: Path) -> None:
         raise SystemExit(code)
 
 
-def code() -> str:
-    """Returns the commit that is run, with "+" where files differ from it."""
-    git = ["git", "describe", "--always", "--abbrev=10", "--dirty=+"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+def code(root: Path = Path(__file__).parents[1]) -> str:
+    """Returns the commit of `root`, with "+" where code that figures come of differs from it."""
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run(
+        [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    # Not what figures are written to, beside the benchmarks.
+    sources = ["unipt_jax", "launch", "configs", "examples", ":(glob)benchmarks/**/*.py"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources]).returncode
+    return f"{commit}{'+' if changed else ''}"
 
 
 class Workshop:

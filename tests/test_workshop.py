@@ -1,6 +1,7 @@
 """Commands that run once."""
 
 import json
+import subprocess
 
 import pytest
 import workshop
@@ -52,3 +53,23 @@ def test_a_command_that_fails_ends_the_script(tmp_path):
     with pytest.raises(SystemExit) as caught:
         workshop.run(["python", "-c", "raise SystemExit(7)"], tmp_path)
     assert caught.value.code == 7
+
+
+def test_code_is_a_commit_and_whether_sources_differ_from_it(tmp_path):
+    def git(*command):
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        made = subprocess.run(["git", "-C", tmp_path, *who, *command], capture_output=True)
+        return made.stdout.decode().strip()
+
+    git("init")
+    module, figures = tmp_path / "benchmarks/a.py", tmp_path / "benchmarks/a.json"
+    module.parent.mkdir()
+    module.write_text("1")
+    figures.write_text("1")
+    git("add", "-A")
+    git("commit", "-m", "All")
+    assert workshop.code(tmp_path) == git("rev-parse", "HEAD")[:10]
+    figures.write_text("2")
+    assert not workshop.code(tmp_path).endswith("+")
+    module.write_text("2")
+    assert workshop.code(tmp_path) == git("rev-parse", "HEAD")[:10] + "+"
