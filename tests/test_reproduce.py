@@ -164,6 +164,12 @@ def test_the_page_says_where_seeds_or_means_disagree():
     assert "UniPT > not pre-trained, a: **undecided**: 1 of 2 seeds agree (+10.0, -5.0)" in text
     assert "UniPT > not pre-trained, b: agrees (+5.0, +14.0)" in text
     assert "UniPT > image side pre-trained, a: **disagrees** (-20.0, -20.0)" in text
+    assert "UniPT > not pre-trained, a to b: agrees (+5.0, +14.0)" in text
+
+
+def test_the_committed_page_is_of_the_committed_figures():
+    found = json.loads(reproduce.RESULTS.read_text())
+    assert reproduce.RESULTS.with_suffix(".md").read_text() == page.markdown(found)
 
 
 def test_a_table_whose_runs_are_missing_is_left_out():

@@ -66,10 +66,10 @@ def _table(name: str, table: Table, found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     datasets = list(found["datasets"])
     if table.across:
-        pairs = [(*PAPER,), tuple(datasets)]
-        heads = [f"{a} to {b}" for pair in pairs for a, b in (pair, reversed(pair))]
+        both = [f"{a} to {b}" for pair in (PAPER, datasets) for a, b in (pair, reversed(pair))]
+        heads, names = both, both[2:]
     else:
-        heads = [*PAPER, *datasets]
+        heads, names = [*PAPER, *datasets], datasets
     yield f"| | {' | '.join(heads)} |"
     yield f"|---|{'---|' * len(heads)}"
     for row, paper in table.rows.items():
@@ -78,10 +78,10 @@ def _table(name: str, table: Table, found: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {row} | {' | '.join([*theirs, *ours])} |"
     yield ""
     for better, worse in table.orders:
-        for data in datasets:
+        for data, named in zip(datasets, names, strict=True):
             gaps = differences(found, better, worse, data, table.across)
             listed = ", ".join(f"{gap:+.1f}" for gap in gaps)
-            yield f"- {better} > {worse}, {data}: {verdict(gaps)} ({listed})"
+            yield f"- {better} > {worse}, {named}: {verdict(gaps)} ({listed})"
     if name in found.get("minutes", {}):
         yield ""
         yield f"{found['minutes'][name]:.0f} minutes."
