@@ -48,7 +48,8 @@ def code(root: Path = Path(__file__).parents[1]) -> str:
         [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
     # Not what figures are written to, beside the benchmarks.
-    sources = ["unipt_jax", "launch", "configs", "examples", ":(glob)benchmarks/**/*.py"]
+    sources = ["unipt_jax", "launch", "configs", "examples"]
+    sources += [":(glob)benchmarks/**/*.py", "benchmarks/drawn_reid/tokenizer"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources]).returncode
     return f"{commit}{'+' if changed else ''}"
 

@@ -98,8 +98,8 @@ class Pgu(nn.Module):
         )
         rebuilt = rebuild(tokens, dictionary[None].astype(self.dtype), None)
         if is_image:
-            axes = (Axis.EMBED, Axis.OUTPUT)
-            foreground = _linear(width, 1, axes, dtype=self.dtype, name="foreground")
+            to_one = (Axis.EMBED, Axis.OUTPUT)
+            foreground = _linear(width, 1, to_one, dtype=self.dtype, name="foreground")
             rebuilt = rebuilt * nn.sigmoid(foreground(tokens))
         x = jnp.broadcast_to(prototypes[None].astype(self.dtype), (batch, *prototypes.shape))
         for index in range(spec.prototype_layers):
